@@ -1,0 +1,5 @@
+//! Image references, image configuration and runtime specifications, as values.
+
+#![no_std]
+
+extern crate alloc;

@@ -1,0 +1,5 @@
+//! The life of one request, as a pure state machine.
+
+#![no_std]
+
+extern crate alloc;

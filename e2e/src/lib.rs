@@ -1,0 +1,1 @@
+//! End-to-end tests against real Linux and real clients; the tests are in `tests/`.

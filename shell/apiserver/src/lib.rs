@@ -1,0 +1,1 @@
+//! TLS, HTTP and watch streams around the request pipeline.

@@ -1,0 +1,1 @@
+//! One API by two roads: in process and over TLS.

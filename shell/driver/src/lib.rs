@@ -1,0 +1,1 @@
+//! Runs controllers and the scheduler: watches in, plans out.

@@ -1,0 +1,1 @@
+//! Images from OCI archives, unpacked into layers for overlayfs.

@@ -1,0 +1,1 @@
+//! The node agent: pumps podlife against the runtime, and reports.

@@ -1,0 +1,1 @@
+//! Certificate authority, leaf certificates, keys and kubeconfigs on disk.

@@ -1,0 +1,1 @@
+//! Pods as Linux processes: namespaces, cgroups, mounts, seccomp, and the shim that holds them.

@@ -1,0 +1,1 @@
+//! The log on disk and the pump around the keyspace.
