@@ -1,5 +1,15 @@
-//! The words of the API: the Catalog of kinds, keys, revisions, quantities, selectors, Status.
-
+//! The words of the API: the [`Catalog`] of kinds, [`Status`] answers, selectors, names.
+//!
+//! Everything here is a value without IO; nothing here knows a particular kind.
 #![no_std]
 
 extern crate alloc;
+
+mod catalog;
+pub mod names;
+mod selector;
+mod status;
+
+pub use catalog::{Catalog, GroupResource, Kind, ObjectKey, Scope, Subresource};
+pub use selector::{FieldSelector, LabelSelector, SelectorError};
+pub use status::{Cause, Reason, Status};
