@@ -1,5 +1,42 @@
-//! The life of one request, as a pure state machine.
-
+//! The life of one request, as a pure state machine: the only door to the state.
+//!
+//! [`Call::step`] is handed a [`World`] (an immutable view of everything it may look at) and the
+//! [`Answer`] to what it last wanted, and says what it wants next: something only the shell can do
+//! ([`Step::Ask`]), a transaction ([`Step::Commit`]), or to be done ([`Step::Reply`]). The stages,
+//! in order: request info, authenticate, authorize, decode and default, and then per attempt:
+//! apply to the live object, admit, validate, commit. A lost compare starts a new attempt.
+//!
+//! The caller's duties: step again with the answer to every `Ask` and `Commit`, and show a
+//! revision to nobody before the store called it durable.
 #![no_std]
 
 extern crate alloc;
+
+mod admission;
+mod auth;
+pub mod bootstrap;
+mod call;
+mod delete;
+mod discovery;
+mod kinds;
+mod lens;
+mod meta;
+mod object;
+mod patch;
+mod rbac;
+mod read;
+mod request;
+mod response;
+mod special;
+mod table;
+mod views;
+mod watch;
+mod write;
+
+pub use auth::Credential;
+pub use call::{Answer, Ask, Call, Config, Step, World};
+pub use object::Snapshot;
+pub use request::{Method, Request, RequestInfo, User};
+pub use response::{Body, NodeStream, Response};
+pub use views::Views;
+pub use watch::{WatchSpec, WatchStart};

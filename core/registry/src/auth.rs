@@ -1,0 +1,157 @@
+//! Who is asking, and whether they may: authentication and authorization.
+
+use alloc::borrow::ToOwned;
+use alloc::format;
+use alloc::string::String;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use knarr_api::{GroupResource, ObjectKey, Reason, Status};
+use serde_json::Value;
+use subtle::ConstantTimeEq;
+
+use crate::call::World;
+use crate::object::text;
+use crate::rbac::Attributes;
+use crate::request::{RequestInfo, User};
+
+/// What a request brought to show who sends it. Signatures are checked by the shell; whether the
+/// bearer still exists is checked here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    /// Nothing.
+    None,
+    /// A client certificate that the cluster's CA signed.
+    Certificate {
+        /// The subject's common name: the user.
+        name: String,
+        /// The subject's organizations: the groups.
+        groups: alloc::vec::Vec<String>,
+    },
+    /// A bearer token that is not one of ours by its form or signature.
+    Token(String),
+    /// A service account token whose signature, audience and lifetime are right.
+    ServiceAccount(Claims),
+    /// A component of this process.
+    Component(User),
+}
+
+/// The private claims of a service account token (`kubernetes.io`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claims {
+    /// Namespace of the account.
+    pub namespace: String,
+    /// Name of the account.
+    pub name: String,
+    /// Uid of the account; a later account of the same name is somebody else.
+    pub uid: String,
+    /// Name and uid of the Pod the token is bound to.
+    pub pod: Option<(String, String)>,
+    /// Name and uid of the node that Pod ran on.
+    pub node: Option<(String, String)>,
+    /// The token's own id.
+    pub id: String,
+}
+
+/// Finds out who sends a request.
+pub(crate) fn authenticate(world: &World<'_>, credential: &Credential) -> Result<User, Status> {
+    match credential {
+        Credential::None => Ok(User::anonymous()),
+        Credential::Component(user) => Ok(user.clone()),
+        Credential::Certificate { name, groups } => {
+            let groups: alloc::vec::Vec<&str> = groups.iter().map(String::as_str).collect();
+            Ok(User::new(name, &groups))
+        }
+        Credential::ServiceAccount(claims) => service_account(world, claims),
+        Credential::Token(token) => bootstrap_token(world, token),
+    }
+}
+
+fn unauthorized() -> Status {
+    Status::new(Reason::Unauthorized, "Unauthorized")
+}
+
+/// A service account that still exists, and so does the Pod its token is bound to.
+fn service_account(world: &World<'_>, claims: &Claims) -> Result<User, Status> {
+    let has_uid = |resource: &str, name: &str, uid: &str| {
+        let kind = world.catalog().preferred(GroupResource { group: "", resource })?;
+        let object = world.snapshot.tree(kind, &ObjectKey::new(&claims.namespace, name))?;
+        (text(&object, "/metadata/uid") == uid).then_some(())
+    };
+    has_uid("serviceaccounts", &claims.name, &claims.uid).ok_or_else(unauthorized)?;
+    if let Some((name, uid)) = &claims.pod {
+        has_uid("pods", name, uid).ok_or_else(unauthorized)?;
+    }
+    let namespace = &claims.namespace;
+    let groups = ["system:serviceaccounts", &format!("system:serviceaccounts:{namespace}")];
+    let mut user =
+        User::new(format!("system:serviceaccount:{namespace}:{}", claims.name), &groups);
+    user.uid = claims.uid.clone();
+    let mut extra = |key: &str, value: &str| {
+        let key = format!("authentication.kubernetes.io/{key}");
+        user.extra.insert(key, [value.to_owned()].into());
+    };
+    extra("credential-id", &format!("JTI={}", claims.id));
+    for (what, bound) in [("pod", &claims.pod), ("node", &claims.node)] {
+        if let Some((name, uid)) = bound {
+            extra(&format!("{what}-name"), name);
+            extra(&format!("{what}-uid"), uid);
+        }
+    }
+    Ok(user)
+}
+
+/// A bootstrap token: a Secret `bootstrap-token-ID` in kube-system that is not expired.
+fn bootstrap_token(world: &World<'_>, token: &str) -> Result<User, Status> {
+    let (id, secret) = token.split_once('.').ok_or_else(unauthorized)?;
+    let plain = |word: &str, length: usize| {
+        word.len() == length && word.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
+    };
+    if !plain(id, 6) || !plain(secret, 16) {
+        return Err(unauthorized());
+    }
+    let secrets = GroupResource { group: "", resource: "secrets" };
+    let kind = world.catalog().preferred(secrets).ok_or_else(unauthorized)?;
+    let name = format!("bootstrap-token-{id}");
+    let object = world.snapshot.tree(kind, &ObjectKey::new("kube-system", name));
+    let object = object.ok_or_else(unauthorized)?;
+    let data = |key: &str| secret_data(&object, key).unwrap_or_default();
+    let same = data("token-secret").as_bytes().ct_eq(secret.as_bytes());
+    let expired = data("expiration").parse::<jiff::Timestamp>().is_ok_and(|at| at <= world.now);
+    let usable = text(&object, "/type") == "bootstrap.kubernetes.io/token"
+        && data("usage-bootstrap-authentication") == "true"
+        && text(&object, "/metadata/deletionTimestamp").is_empty();
+    if !bool::from(same) || expired || !usable {
+        return Err(unauthorized());
+    }
+    let extra = data("auth-extra-groups");
+    let extra = extra.split(',').filter(|group| group.starts_with("system:bootstrappers:"));
+    let groups: alloc::vec::Vec<&str> = ["system:bootstrappers"].into_iter().chain(extra).collect();
+    Ok(User::new(format!("system:bootstrap:{id}"), &groups))
+}
+
+fn secret_data(secret: &Value, key: &str) -> Option<String> {
+    let text = secret.get("data")?.get(key)?.as_str()?;
+    String::from_utf8(STANDARD.decode(text).ok()?).ok()
+}
+
+/// Asks RBAC, and for nodes the rules of their role.
+pub(crate) fn authorize(
+    world: &World<'_>,
+    user: &User,
+    info: &RequestInfo,
+) -> Result<(), Status> {
+    let wanted = Attributes::of(info);
+    if allowed(world, user, &wanted) {
+        return Ok(());
+    }
+    let resource = GroupResource { group: &info.group, resource: &info.resource };
+    Err(Status::forbidden(resource, &info.object.name, &wanted.refusal(user)))
+}
+
+pub(crate) fn allowed(world: &World<'_>, user: &User, wanted: &Attributes) -> bool {
+    let rbac = &world.views.rbac;
+    user.in_group("system:masters")
+        || rbac.allows(user, wanted)
+        || user.in_group("system:nodes") && rbac.role_allows("system:node", wanted)
+}

@@ -1,0 +1,156 @@
+//! The objects that every cluster starts with: system namespaces, RBAC, priority classes.
+//!
+//! They are reconciled at every start, as upstream does: missing ones are made, others are left to
+//! the administrator who changed them.
+
+use alloc::borrow::ToOwned;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde_json::{Value, json};
+
+const RBAC: &str = include_str!("../data/rbac.txt");
+const API: &str = "rbac.authorization.k8s.io";
+
+/// Every bootstrap object, with `apiVersion` and `kind`, in the order of creation.
+pub fn objects() -> Vec<Value> {
+    let mut objects = Vec::new();
+    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
+        objects.push(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
+    }
+    for (name, value, about) in [
+        ("system-cluster-critical", 2_000_000_000, "cluster"),
+        ("system-node-critical", 2_000_001_000, "node"),
+    ] {
+        objects.push(json!({
+            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "value": value,
+            "metadata": {"name": name},
+            "description": format!("Used for system critical pods that must {}", match about {
+                "node" => "not be moved from their current node.",
+                _ => "run in the cluster, but can be moved to another node if necessary.",
+            }),
+        }));
+    }
+    objects.extend(rbac());
+    objects
+}
+
+/// The RBAC objects of the table.
+fn rbac() -> Vec<Value> {
+    let mut objects: Vec<Value> = Vec::new();
+    for line in RBAC.lines().filter(|line| !line.starts_with('#')) {
+        match line.strip_prefix("  ") {
+            Some(line) => {
+                let owner = objects.last_mut().expect("a rule follows its role");
+                owner["rules"].as_array_mut().expect("roles have rules").push(rule(line));
+            }
+            None => objects.push(object(line)),
+        }
+    }
+    fill_aggregated(&mut objects);
+    objects
+}
+
+fn rule(line: &str) -> Value {
+    let list = |word: &str| -> Vec<String> {
+        word.split(',').map(|w| if w == "core" { String::new() } else { w.to_owned() }).collect()
+    };
+    let words: Vec<&str> = line.split(' ').collect();
+    match words[..] {
+        [verbs, "URL", paths] => json!({"verbs": list(verbs), "nonResourceURLs": list(paths)}),
+        [verbs, groups, resources] => {
+            json!({"verbs": list(verbs), "apiGroups": list(groups), "resources": list(resources)})
+        }
+        [verbs, groups, resources, names] => json!({"verbs": list(verbs),
+            "apiGroups": list(groups), "resources": list(resources), "resourceNames": list(names)}),
+        _ => panic!("a rule of rbac.txt has three or four words: {line}"),
+    }
+}
+
+fn object(line: &str) -> Value {
+    let words: Vec<&str> = line.split(' ').collect();
+    let (kind, namespace, words) = match words[..] {
+        ["clusterrole", ref rest @ ..] => ("ClusterRole", None, rest),
+        ["clusterrolebinding", ref rest @ ..] => ("ClusterRoleBinding", None, rest),
+        ["role", namespace, ref rest @ ..] => ("Role", Some(namespace), rest),
+        ["rolebinding", namespace, ref rest @ ..] => ("RoleBinding", Some(namespace), rest),
+        _ => panic!("rbac.txt does not know {line}"),
+    };
+    let mut object = json!({
+        "apiVersion": format!("{API}/v1"), "kind": kind,
+        "metadata": {
+            "name": words[0],
+            "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"},
+            "annotations": {format!("{API}/autoupdate"): "true"},
+        },
+    });
+    if let Some(namespace) = namespace {
+        object["metadata"]["namespace"] = namespace.into();
+    }
+    if kind.ends_with("Binding") {
+        let (role_kind, role) = words[1].split_once('/').unwrap_or(("ClusterRole", words[1]));
+        object["roleRef"] = json!({"apiGroup": API, "kind": role_kind, "name": role});
+        object["subjects"] = words[2..].iter().map(|word| subject(word)).collect();
+        return object;
+    }
+    object["rules"] = json!([]);
+    for word in &words[1..] {
+        match word.split_at(1) {
+            ("+", label) => object["metadata"]["labels"][format!("{API}/{label}")] = "true".into(),
+            (_, label) => {
+                let selector = json!({"matchLabels": {format!("{API}/{label}"): "true"}});
+                object["aggregationRule"] = json!({"clusterRoleSelectors": [selector]});
+            }
+        }
+    }
+    object
+}
+
+fn subject(word: &str) -> Value {
+    let (kind, name) = word.split_once(':').expect("Kind:name");
+    match (kind, name.split_once('/')) {
+        ("ServiceAccount", Some((namespace, name))) => {
+            json!({"kind": kind, "namespace": namespace, "name": name})
+        }
+        _ => json!({"apiGroup": API, "kind": kind, "name": name}),
+    }
+}
+
+/// Fills the rules of aggregated roles from the roles they select, innermost first, so that they
+/// work before the aggregation controller has looked at them.
+fn fill_aggregated(objects: &mut [Value]) {
+    let selected = |role: &Value| -> Option<String> {
+        let labels = role.pointer("/aggregationRule/clusterRoleSelectors/0/matchLabels")?;
+        labels.as_object()?.keys().next().cloned()
+    };
+    for name in ["view", "edit", "admin"] {
+        let is = |object: &Value| object["kind"] == "ClusterRole" && object["metadata"]["name"] == name;
+        let Some(at) = objects.iter().position(is) else { continue };
+        let Some(label) = selected(&objects[at]) else { continue };
+        let parts = objects.iter().filter(|o| o["metadata"]["labels"].get(&label).is_some());
+        let rules = parts.flat_map(|o| o["rules"].as_array().cloned().unwrap_or_default());
+        objects[at]["rules"] = rules.collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aggregated_roles_hold_the_rules_of_their_parts() {
+        let objects = rbac();
+        let find = |name: &str| {
+            objects.iter().find(|o| o["metadata"]["name"] == name).expect("in the table")
+        };
+        let count = |name: &str| find(name)["rules"].as_array().expect("rules").len();
+        assert!(count("view") > 5);
+        assert!(count("edit") > count("view"));
+        assert!(count("admin") > count("edit"));
+        assert_eq!(find("cluster-admin")["rules"][0]["verbs"], json!(["*"]));
+        let binding = objects.iter().find(|o| o["kind"] == "RoleBinding").expect("in the table");
+        assert_eq!(binding["roleRef"]["kind"], "Role");
+        assert_eq!(binding["subjects"][0]["namespace"], "kube-system");
+    }
+}

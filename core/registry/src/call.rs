@@ -1,0 +1,205 @@
+//! The state machine itself: one [`Call`] per request.
+
+use alloc::borrow::ToOwned;
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use jiff::Timestamp;
+use knarr_api::{Catalog, Status};
+use knarr_mvcc::{Txn, TxnResponse};
+use knarr_schema::Schema;
+
+use crate::auth::{self, Claims};
+use crate::object::Snapshot;
+use crate::request::{Request, RequestInfo, User};
+use crate::response::Response;
+use crate::views::Views;
+use crate::write::Write;
+use crate::{discovery, read, special};
+
+/// What an administrator chose.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `gitVersion` of `/version`.
+    pub version: String,
+    /// Issuer of service account tokens.
+    pub issuer: String,
+    /// The address that `/api` names for clients.
+    pub advertise: String,
+}
+
+/// Everything a request may look at, as of one moment.
+#[derive(Clone, Copy)]
+pub struct World<'a> {
+    /// The objects.
+    pub snapshot: Snapshot<'a>,
+    /// What is derived from them, at the same revision.
+    pub views: &'a Views,
+    /// What the administrator chose.
+    pub config: &'a Config,
+    /// The time.
+    pub now: Timestamp,
+    /// Fresh randomness for this step: names, uids.
+    pub seed: u128,
+}
+
+impl<'a> World<'a> {
+    pub(crate) fn catalog(&self) -> &'a Catalog {
+        &self.views.catalog
+    }
+
+    pub(crate) fn schema(&self) -> &'a Schema {
+        &self.views.schema
+    }
+}
+
+/// What only the shell can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Sign a service account token.
+    SignToken {
+        /// For whom.
+        claims: Claims,
+        /// For which audiences; empty means the API server's own.
+        audiences: Vec<String>,
+        /// For how long, in seconds.
+        seconds: i64,
+    },
+    /// Check a service account token's signature and lifetime.
+    VerifyToken {
+        /// The token.
+        token: String,
+        /// For which audiences; empty means the API server's own.
+        audiences: Vec<String>,
+    },
+}
+
+/// What came of the last step.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// Nothing yet: the first step.
+    Start,
+    /// The transaction was decided and is durable.
+    Committed(TxnResponse),
+    /// The token that was signed.
+    Signed(String),
+    /// The claims of the token that was checked, unless it is not ours.
+    Verified(Option<Claims>),
+}
+
+/// What a call wants next.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// An answer that only the shell can give.
+    Ask(Ask),
+    /// A transaction.
+    Commit(Txn),
+    /// To be done.
+    Reply(Response),
+}
+
+/// Where a call stands between two steps.
+enum Stage {
+    New,
+    Writing(Box<Write>),
+    Asking(Box<special::Pending>),
+}
+
+/// One request on its way.
+pub struct Call {
+    request: Request,
+    stage: Stage,
+    user: User,
+}
+
+impl Call {
+    /// A call that has not begun.
+    pub fn new(request: Request) -> Self {
+        Self { request, stage: Stage::New, user: User::default() }
+    }
+
+    /// Who is asking, once authenticated (for audit and logs).
+    pub fn user(&self) -> &User {
+        &self.user
+    }
+
+    /// Goes on as far as it can.
+    pub fn step(&mut self, world: &World<'_>, answer: Answer) -> Step {
+        let stage = core::mem::replace(&mut self.stage, Stage::New);
+        let next = match (stage, answer) {
+            (Stage::New, Answer::Start) => self.begin(world),
+            (Stage::Writing(mut write), Answer::Committed(response)) => {
+                write.committed(world, response).map(|step| self.keep(Next::Write(write, step)))
+            }
+            (Stage::Asking(pending), answer) => {
+                special::answered(world, *pending, answer).map(|next| self.keep(next))
+            }
+            _ => Err(Status::internal("an answer that nobody waited for")),
+        };
+        next.unwrap_or_else(|status| Step::Reply(status.into()))
+    }
+
+    fn begin(&mut self, world: &World<'_>) -> Result<Step, Status> {
+        let info = RequestInfo::parse(&self.request, world.catalog());
+        self.user = auth::authenticate(world, &self.request.credential)?;
+        auth::authorize(world, &self.user, &info)?;
+        let next = self.dispatch(world, info)?;
+        Ok(self.keep(next))
+    }
+
+    fn dispatch(&self, world: &World<'_>, info: RequestInfo) -> Result<Next, Status> {
+        if !info.is_resource() {
+            return discovery::serve(world, &self.request, &info).map(Next::Done);
+        }
+        let Some(kind) = info.kind.clone() else { return Err(Status::no_such_path()) };
+        if !serves(&kind, &info) {
+            return Err(Status::method_not_supported(kind.group_resource(), info.verb));
+        }
+        if let Some(next) = special::serve(world, &self.request, &info, &self.user)? {
+            return Ok(next);
+        }
+        match info.verb {
+            "get" | "list" | "watch" => {
+                read::serve(world, &self.request, &info, &kind).map(Next::Done)
+            }
+            _ => {
+                let mut write = Box::new(Write::new(world, &self.request, &info, &self.user)?);
+                let step = write.start(world)?;
+                Ok(Next::Write(write, step))
+            }
+        }
+    }
+
+    fn keep(&mut self, next: Next) -> Step {
+        match next {
+            Next::Done(response) => Step::Reply(response),
+            Next::Write(write, step) => {
+                self.stage = Stage::Writing(write);
+                step
+            }
+            Next::Ask(ask, pending) => {
+                self.stage = Stage::Asking(pending);
+                Step::Ask(ask)
+            }
+        }
+    }
+}
+
+/// What a stage decided.
+pub(crate) enum Next {
+    Done(Response),
+    Write(Box<Write>, Step),
+    Ask(Ask, Box<special::Pending>),
+}
+
+fn serves(kind: &knarr_api::Kind, info: &RequestInfo) -> bool {
+    let verb = match info.verb {
+        "options" => return false,
+        verb => verb.to_owned(),
+    };
+    match info.subresource.as_str() {
+        "" => kind.serves(&verb),
+        name => kind.subresource(name).is_some_and(|sub| sub.verbs.contains(&verb)),
+    }
+}

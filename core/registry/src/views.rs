@@ -1,0 +1,106 @@
+//! What the pipeline keeps derived from the keyspace: RBAC ready to be asked, the Catalog with
+//! custom kinds. A view is a cursor over the history, so it is as fresh as the snapshot it is
+//! advanced to: a binding just acknowledged counts in the next request.
+
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use bytes::Bytes;
+use knarr_api::{Catalog, GroupResource, Kind};
+use knarr_mvcc::{KeyRange, Revision};
+use knarr_schema::Schema;
+
+use crate::object::{Snapshot, key_of, tree};
+use crate::rbac::Rbac;
+
+const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
+const RBAC_KINDS: [&str; 4] = ["roles", "clusterroles", "rolebindings", "clusterrolebindings"];
+
+/// Derived state at one revision.
+#[derive(Clone)]
+pub struct Views {
+    revision: Revision,
+    watched: Vec<Arc<Kind>>,
+    builtin: Arc<Catalog>,
+    /// Built-in and custom kinds.
+    pub catalog: Arc<Catalog>,
+    /// The types behind them.
+    pub schema: Arc<Schema>,
+    pub(crate) rbac: Arc<Rbac>,
+}
+
+impl Views {
+    /// Views of an empty keyspace.
+    pub fn new(schema: Schema) -> Self {
+        let catalog = Arc::new(Catalog::builtin());
+        let row = |resource| catalog.preferred(GroupResource { group: RBAC_GROUP, resource });
+        let watched = RBAC_KINDS.iter().filter_map(|name| row(name).cloned()).collect();
+        Self {
+            revision: Revision(0),
+            watched,
+            builtin: catalog.clone(),
+            catalog,
+            schema: Arc::new(schema),
+            rbac: Arc::default(),
+        }
+    }
+
+    /// The revision these views show.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Brings the views to the snapshot's revision; reads everything anew when the history in
+    /// between is gone.
+    pub fn advance(&mut self, snapshot: Snapshot<'_>) {
+        for kind in self.watched.clone() {
+            match self.changes(snapshot, &kind) {
+                Some(changes) => {
+                    for (key, value) in changes {
+                        self.put(&kind, &key, value);
+                    }
+                }
+                None => self.reload(snapshot, &kind),
+            }
+        }
+        self.revision = snapshot.revision();
+    }
+
+    /// What changed since this view's revision; `None` when that is no longer known.
+    fn changes(
+        &self,
+        snapshot: Snapshot<'_>,
+        kind: &Kind,
+    ) -> Option<Vec<(Bytes, Option<Bytes>)>> {
+        if self.revision == Revision(0) {
+            return None;
+        }
+        let range = KeyRange::prefix(kind.prefix().into_bytes());
+        let upto = snapshot.revision();
+        let batch = snapshot.keyspace().events(&range, self.revision, upto, usize::MAX).ok()?;
+        Some(batch.events.into_iter().map(|e| (e.key, e.new.map(|kv| kv.value))).collect())
+    }
+
+    fn reload(&mut self, snapshot: Snapshot<'_>, kind: &Kind) {
+        if self.revision != Revision(0) {
+            // Deleted objects leave no trace here, so begin from nothing.
+            let mut fresh = Self { revision: Revision(0), ..self.clone() };
+            fresh.rbac = Arc::default();
+            fresh.advance(snapshot);
+            *self = fresh;
+            return;
+        }
+        for kv in snapshot.prefix(&kind.prefix()) {
+            self.put(kind, &kv.key, Some(kv.value));
+        }
+    }
+
+    fn put(&mut self, kind: &Kind, key: &[u8], value: Option<Bytes>) {
+        let object = key_of(kind, key);
+        let tree = value.and_then(|bytes| tree(&bytes).ok());
+        let key: (String, String) = (object.namespace, object.name.to_owned());
+        Arc::make_mut(&mut self.rbac).put(&kind.plural, key, tree.as_ref());
+    }
+}
