@@ -1,12 +1,33 @@
 //! The revisioned keyspace of opaque values, with etcd's data model.
 //!
 //! Pure: [`Keyspace::apply`] maps (state, command) to (state, outcome) and nothing else; time comes
-//! in through commands. The store shell writes every command to the log before anybody may see the
-//! revision it made, and replays the log through the same function after a crash.
+//! in through commands. The store shell makes every command durable in the log before it applies
+//! it, and replays the log through the same function after a crash, so two members with one log
+//! have one state.
+//!
+//! * `model` – the words; `command` – what the log holds and what it answers; `codec` – its bytes.
+//! * `check` – what is refused whatever the state; `txn` – how a transaction runs.
+//! * `keyspace` – the versions of every key; `history` – the recent past a watcher reads.
+//! * `lease` – keys that end together; `snapshot` – the whole state as a stream of items.
 #![no_std]
 
 extern crate alloc;
 
+mod check;
+mod codec;
+mod command;
+mod history;
+mod keyspace;
+mod lease;
 mod model;
+mod snapshot;
+mod txn;
 
+pub use check::MAX_TXN_DEPTH;
+pub use codec::CodecError;
+pub use command::{Answer, Command, MAX_LEASE_TTL_SECS, Outcome, Refusal};
+pub use history::{Compacted, EventBatch};
+pub use keyspace::{Keyspace, RangeResult, ReadError};
+pub use lease::Lease;
 pub use model::*;
+pub use snapshot::{Item, Meta, Restore, RestoreError};

@@ -1,1 +1,38 @@
 //! The log on disk and the pump around the keyspace.
+//!
+//! One totally ordered log of commands is the truth. A command is appended, made durable by one
+//! fdatasync it shares with its neighbours, and only then applied to the keyspace, in log order:
+//! so no revision is ever shown before it is durable, and a failed append leaves nothing to undo.
+//! A transaction is decided where it stands in the log, never against what its sender last read.
+//! (Refused: applying at append time and hiding the result until the sync. It answers no sooner,
+//! it needs an undo for a failed append, and it cannot be kept once a majority has to agree.)
+//!
+//! Life of a write: [`Store::txn`] → bounded queue → the writer thread takes what is waiting as one
+//! batch → `Log::append` → fdatasync → `Keyspace::apply` → answers and watchers.
+//!
+//! * `disk`, `clock` – the seams; `sim` – their simulated halves, for the tests of every crate.
+//! * `record` – file headers and records as bytes; `log` – segments; `checkpoint` – full states;
+//!   `recovery` – what a start makes of them.
+//! * `engine` – the above as one deterministic machine; `store` – its thread and its handle;
+//!   `watch` – cursors.
+//!
+//! Invariants: only this crate touches the data directory. Nothing here looks into a value.
+
+mod clock;
+mod config;
+mod disk;
+mod engine;
+mod error;
+pub mod sim;
+mod store;
+mod watch;
+mod writer;
+
+pub use clock::{Clock, SystemClock};
+pub use config::{Identity, StoreConfig};
+pub use disk::{Disk, DiskFile};
+pub use engine::{Engine, Entry};
+pub use error::{OpenError, StoreError, WatchError};
+pub use knarr_mvcc as mvcc;
+pub use store::Store;
+pub use watch::Watch;

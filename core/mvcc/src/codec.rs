@@ -1,0 +1,379 @@
+//! The bytes of commands and snapshot items: a version, a tag, then fields in order.
+//!
+//! Numbers are LEB128 varints, byte strings carry their length. Written by hand, because this
+//! format outlives every library: a record of today must be readable by every later knarr.
+//! Decoding copies, so that a decoded value never keeps the buffer of a whole log segment alive.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use bytes::Bytes;
+
+use crate::check::MAX_TXN_DEPTH;
+use crate::command::Command;
+use crate::model::{
+    Compare, CompareOp, CompareTarget, KeyRange, KeyValue, LeaseId, Op, RangeEnd, Revision, Txn,
+};
+use crate::snapshot::{Item, Meta};
+
+/// The version this build writes, the first byte of everything.
+const VERSION: u8 = 1;
+
+/// Why bytes are not a command or an item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodecError {
+    /// Written by a knarr this one does not understand; its version.
+    Version(u8),
+    /// They end too early.
+    Truncated,
+    /// They go on after the end.
+    Trailing,
+    /// A tag or a number has no meaning.
+    Invalid,
+    /// Transactions are nested deeper than [`MAX_TXN_DEPTH`].
+    TooDeep,
+}
+
+impl Command {
+    /// The command as bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::from([VERSION]);
+        match self {
+            Self::Txn(txn) => {
+                out.push(0);
+                put_txn(&mut out, txn);
+            }
+            Self::Compact { revision } => {
+                out.push(1);
+                put_number(&mut out, revision.0);
+            }
+            Self::LeaseGrant { id, ttl_secs, now } => {
+                out.push(2);
+                put_numbers(&mut out, &[id.0 as u64, *ttl_secs as u64, *now]);
+            }
+            Self::LeaseRevoke { id } => {
+                out.push(3);
+                put_number(&mut out, id.0 as u64);
+            }
+        }
+        out
+    }
+
+    /// The command of these bytes.
+    ///
+    /// # Errors
+    /// [`CodecError`]; no input panics or allocates more than a small multiple of its length.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        let mut reader = Reader::new(bytes)?;
+        let command = match reader.byte()? {
+            0 => Self::Txn(reader.txn(1)?),
+            1 => Self::Compact { revision: reader.revision()? },
+            2 => Self::LeaseGrant {
+                id: reader.lease()?,
+                ttl_secs: reader.number()? as i64,
+                now: reader.number()?,
+            },
+            3 => Self::LeaseRevoke { id: reader.lease()? },
+            _ => return Err(CodecError::Invalid),
+        };
+        reader.finish(command)
+    }
+}
+
+impl Item {
+    /// The item as bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::from([VERSION]);
+        match self {
+            Self::Meta(m) => {
+                out.push(0);
+                put_numbers(&mut out, &[m.index, m.revision.0, m.compacted.0, m.floor.0]);
+            }
+            Self::Lease { id, ttl_secs } => {
+                out.push(1);
+                put_numbers(&mut out, &[id.0 as u64, *ttl_secs as u64]);
+            }
+            Self::Base(kv) => {
+                out.push(2);
+                put_kv(&mut out, kv);
+            }
+            Self::Change { new: Some(kv), .. } => {
+                out.push(3);
+                put_kv(&mut out, kv);
+            }
+            Self::Change { revision, key, new: None } => {
+                out.push(4);
+                put_number(&mut out, revision.0);
+                put_bytes(&mut out, key);
+            }
+        }
+        out
+    }
+
+    /// The item of these bytes.
+    ///
+    /// # Errors
+    /// [`CodecError`], as for [`Command::decode`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        let mut reader = Reader::new(bytes)?;
+        let item = match reader.byte()? {
+            0 => Self::Meta(reader.meta()?),
+            1 => Self::Lease { id: reader.lease()?, ttl_secs: reader.number()? as i64 },
+            2 => Self::Base(reader.kv()?),
+            3 => {
+                let kv = reader.kv()?;
+                Self::Change { revision: kv.mod_revision, key: kv.key.clone(), new: Some(kv) }
+            }
+            4 => Self::Change { revision: reader.revision()?, key: reader.bytes()?, new: None },
+            _ => return Err(CodecError::Invalid),
+        };
+        reader.finish(item)
+    }
+}
+
+fn put_number(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+fn put_numbers(out: &mut Vec<u8>, numbers: &[u64]) {
+    numbers.iter().for_each(|&number| put_number(out, number));
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_number(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+fn put_kv(out: &mut Vec<u8>, kv: &KeyValue) {
+    put_bytes(out, &kv.key);
+    put_bytes(out, &kv.value);
+    put_numbers(out, &[kv.create_revision.0, kv.mod_revision.0, kv.version, kv.lease.0 as u64]);
+}
+
+fn put_range(out: &mut Vec<u8>, range: &KeyRange) {
+    put_bytes(out, &range.start);
+    match &range.end {
+        RangeEnd::Single => out.push(0),
+        RangeEnd::Before(end) => {
+            out.push(1);
+            put_bytes(out, end);
+        }
+        RangeEnd::Unbounded => out.push(2),
+    }
+}
+
+fn put_compare(out: &mut Vec<u8>, compare: &Compare) {
+    put_range(out, &compare.range);
+    out.push(match compare.op {
+        CompareOp::Equal => 0,
+        CompareOp::NotEqual => 1,
+        CompareOp::Greater => 2,
+        CompareOp::Less => 3,
+    });
+    let (tag, number) = match &compare.target {
+        CompareTarget::Value(value) => {
+            out.push(3);
+            return put_bytes(out, value);
+        }
+        CompareTarget::Version(n) => (0, *n),
+        CompareTarget::Create(at) => (1, at.0),
+        CompareTarget::Mod(at) => (2, at.0),
+        CompareTarget::Lease(id) => (4, id.0 as u64),
+    };
+    out.push(tag);
+    put_number(out, number);
+}
+
+fn put_op(out: &mut Vec<u8>, op: &Op) {
+    match op {
+        Op::Put { key, value, lease } => {
+            out.push(0);
+            put_bytes(out, key);
+            put_bytes(out, value);
+            put_number(out, lease.0 as u64);
+        }
+        Op::Delete { range } => {
+            out.push(1);
+            put_range(out, range);
+        }
+        Op::Range { range, limit } => {
+            out.push(2);
+            put_range(out, range);
+            put_number(out, *limit as u64);
+        }
+        Op::Txn(txn) => {
+            out.push(3);
+            put_txn(out, txn);
+        }
+    }
+}
+
+fn put_list<T>(out: &mut Vec<u8>, list: &[T], put: fn(&mut Vec<u8>, &T)) {
+    put_number(out, list.len() as u64);
+    list.iter().for_each(|entry| put(out, entry));
+}
+
+fn put_txn(out: &mut Vec<u8>, txn: &Txn) {
+    put_list(out, &txn.compare, put_compare);
+    put_list(out, &txn.success, put_op);
+    put_list(out, &txn.failure, put_op);
+}
+
+/// What is left to read.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn new(bytes: &'a [u8]) -> Result<Self, CodecError> {
+        let mut reader = Self(bytes);
+        match reader.byte()? {
+            VERSION => Ok(reader),
+            other => Err(CodecError::Version(other)),
+        }
+    }
+
+    fn finish<T>(self, value: T) -> Result<T, CodecError> {
+        if self.0.is_empty() { Ok(value) } else { Err(CodecError::Trailing) }
+    }
+
+    fn byte(&mut self) -> Result<u8, CodecError> {
+        let (&first, rest) = self.0.split_first().ok_or(CodecError::Truncated)?;
+        self.0 = rest;
+        Ok(first)
+    }
+
+    fn number(&mut self) -> Result<u64, CodecError> {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            let bits = u64::from(byte & 0x7f);
+            if shift == 63 && bits > 1 {
+                return Err(CodecError::Invalid);
+            }
+            number |= bits << shift;
+            if byte < 0x80 {
+                return Ok(number);
+            }
+        }
+        Err(CodecError::Invalid)
+    }
+
+    fn revision(&mut self) -> Result<Revision, CodecError> {
+        self.number().map(Revision)
+    }
+
+    fn lease(&mut self) -> Result<LeaseId, CodecError> {
+        self.number().map(|id| LeaseId(id as i64))
+    }
+
+    fn bytes(&mut self) -> Result<Bytes, CodecError> {
+        let len = usize::try_from(self.number()?).map_err(|_| CodecError::Truncated)?;
+        let (head, rest) = self.0.split_at_checked(len).ok_or(CodecError::Truncated)?;
+        self.0 = rest;
+        Ok(Bytes::copy_from_slice(head))
+    }
+
+    fn list<T>(
+        &mut self,
+        mut read: impl FnMut(&mut Self) -> Result<T, CodecError>,
+    ) -> Result<Vec<T>, CodecError> {
+        let len = self.number()?;
+        if len > self.0.len() as u64 {
+            return Err(CodecError::Truncated);
+        }
+        (0..len).map(|_| read(self)).collect()
+    }
+
+    fn meta(&mut self) -> Result<Meta, CodecError> {
+        Ok(Meta {
+            index: self.number()?,
+            revision: self.revision()?,
+            compacted: self.revision()?,
+            floor: self.revision()?,
+        })
+    }
+
+    fn kv(&mut self) -> Result<KeyValue, CodecError> {
+        Ok(KeyValue {
+            key: self.bytes()?,
+            value: self.bytes()?,
+            create_revision: self.revision()?,
+            mod_revision: self.revision()?,
+            version: self.number()?,
+            lease: self.lease()?,
+        })
+    }
+
+    fn range(&mut self) -> Result<KeyRange, CodecError> {
+        let start = self.bytes()?;
+        let end = match self.byte()? {
+            0 => RangeEnd::Single,
+            1 => RangeEnd::Before(self.bytes()?),
+            2 => RangeEnd::Unbounded,
+            _ => return Err(CodecError::Invalid),
+        };
+        Ok(KeyRange { start, end })
+    }
+
+    fn compare(&mut self) -> Result<Compare, CodecError> {
+        let range = self.range()?;
+        let op = match self.byte()? {
+            0 => CompareOp::Equal,
+            1 => CompareOp::NotEqual,
+            2 => CompareOp::Greater,
+            3 => CompareOp::Less,
+            _ => return Err(CodecError::Invalid),
+        };
+        let target = match self.byte()? {
+            0 => CompareTarget::Version(self.number()?),
+            1 => CompareTarget::Create(self.revision()?),
+            2 => CompareTarget::Mod(self.revision()?),
+            3 => CompareTarget::Value(self.bytes()?),
+            4 => CompareTarget::Lease(self.lease()?),
+            _ => return Err(CodecError::Invalid),
+        };
+        Ok(Compare { range, op, target })
+    }
+
+    fn op(&mut self, depth: usize) -> Result<Op, CodecError> {
+        Ok(match self.byte()? {
+            0 => Op::Put { key: self.bytes()?, value: self.bytes()?, lease: self.lease()? },
+            1 => Op::Delete { range: self.range()? },
+            2 => {
+                let range = self.range()?;
+                let limit = usize::try_from(self.number()?).map_err(|_| CodecError::Invalid)?;
+                Op::Range { range, limit }
+            }
+            3 => Op::Txn(self.txn(depth + 1)?),
+            _ => return Err(CodecError::Invalid),
+        })
+    }
+
+    fn txn(&mut self, depth: usize) -> Result<Txn, CodecError> {
+        if depth > MAX_TXN_DEPTH {
+            return Err(CodecError::TooDeep);
+        }
+        Ok(Txn {
+            compare: self.list(Self::compare)?,
+            success: self.list(|reader| reader.op(depth))?,
+            failure: self.list(|reader| reader.op(depth))?,
+        })
+    }
+}
+
+impl fmt::Display for CodecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Version(v) => write!(f, "written in format {v}, this build reads {VERSION}"),
+            Self::Truncated => f.write_str("the bytes end too early"),
+            Self::Trailing => f.write_str("the bytes go on after the end"),
+            Self::Invalid => f.write_str("a tag or number has no meaning"),
+            Self::TooDeep => f.write_str("transactions are nested too deep"),
+        }
+    }
+}
+
+impl core::error::Error for CodecError {}

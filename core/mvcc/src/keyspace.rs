@@ -1,0 +1,360 @@
+//! The versions of every key, and reading them at a revision.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::fmt;
+use core::mem;
+use core::ops::Bound;
+
+use bytes::Bytes;
+
+use crate::command::{Answer, Command, MAX_LEASE_TTL_SECS, Outcome, Refusal};
+use crate::history::History;
+use crate::lease::Leases;
+use crate::model::{Event, KeyRange, KeyValue, LeaseId, RangeEnd, Revision};
+
+/// The state one log leads to.
+///
+/// Invariants: a revision is made by exactly one command; every key's versions ascend by revision;
+/// what the history holds and what can be read at a past revision have the same floor.
+#[derive(Clone, Debug)]
+pub struct Keyspace {
+    pub(crate) index: u64,
+    pub(crate) revision: Revision,
+    pub(crate) compacted: Revision,
+    pub(crate) keys: BTreeMap<Bytes, Chain>,
+    pub(crate) history: History,
+    pub(crate) leases: Leases,
+}
+
+/// What a range read found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RangeResult {
+    /// The key-values in key order, at most the asked number.
+    pub kvs: Vec<KeyValue>,
+    /// How many keys the range holds, the limit aside.
+    pub count: usize,
+    /// Whether the limit left some out.
+    pub more: bool,
+}
+
+/// Why a revision cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadError {
+    /// It is no longer held; the oldest revision that is.
+    Compacted(Revision),
+    /// It does not exist yet; the newest that does.
+    FutureRevision(Revision),
+}
+
+/// One version of a key, or the mark that it was deleted.
+#[derive(Clone, Debug)]
+pub(crate) enum Version {
+    Live(KeyValue),
+    Gone(Revision),
+}
+
+/// All held versions of one key.
+#[derive(Clone, Debug)]
+pub(crate) struct Chain {
+    newest: Version,
+    /// Superseded versions, oldest first.
+    past: Vec<Version>,
+}
+
+impl Default for Keyspace {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Keyspace {
+    /// The empty keyspace: revision 1, nothing applied.
+    pub fn new() -> Self {
+        Self {
+            index: 0,
+            revision: Revision(1),
+            compacted: Revision(0),
+            keys: BTreeMap::new(),
+            history: History::default(),
+            leases: Leases::default(),
+        }
+    }
+
+    /// Applies the log entry at `index`. The same entries in the same order give the same state
+    /// and the same outcomes, everywhere.
+    pub fn apply(&mut self, index: u64, command: &Command) -> Outcome {
+        self.index = index;
+        command.check()?;
+        match command {
+            Command::Txn(txn) => self.run_txn(txn).map(Answer::Txn),
+            Command::Compact { revision } => self.compact(*revision),
+            Command::LeaseGrant { id, ttl_secs, now } => self.grant(*id, *ttl_secs, *now),
+            Command::LeaseRevoke { id } => self.revoke(*id),
+        }
+    }
+
+    /// Index of the last applied log entry.
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// The newest revision.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The revision of the last compaction, 0 when there was none.
+    pub fn compacted(&self) -> Revision {
+        self.compacted
+    }
+
+    /// The oldest revision that can be read.
+    pub fn oldest_readable(&self) -> Revision {
+        self.compacted.max(self.history.floor())
+    }
+
+    /// Number of keys that exist now or in the held past.
+    pub fn held_keys(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// The key-value of `key` at revision `at` (0: the newest).
+    ///
+    /// # Errors
+    /// [`ReadError`] when `at` is not held.
+    pub fn get(&self, key: &[u8], at: Revision) -> Result<Option<&KeyValue>, ReadError> {
+        let at = self.resolve(at)?;
+        Ok(self.keys.get(key).and_then(|chain| chain.at(at)))
+    }
+
+    /// The key-values of a range at revision `at` (0: the newest), in key order, without copies.
+    ///
+    /// # Errors
+    /// [`ReadError`] when `at` is not held.
+    pub fn iter(
+        &self,
+        range: &KeyRange,
+        at: Revision,
+    ) -> Result<impl DoubleEndedIterator<Item = &KeyValue> + use<'_>, ReadError> {
+        let at = self.resolve(at)?;
+        Ok(self.versions_at(range, at))
+    }
+
+    /// Reads a range at revision `at` (0: the newest): at most `limit` key-values (0: all).
+    ///
+    /// # Errors
+    /// [`ReadError`] when `at` is not held.
+    pub fn range(
+        &self,
+        range: &KeyRange,
+        at: Revision,
+        limit: usize,
+    ) -> Result<RangeResult, ReadError> {
+        let limit = if limit == 0 { usize::MAX } else { limit };
+        let mut found = self.iter(range, at)?;
+        let kvs: Vec<_> = found.by_ref().take(limit).cloned().collect();
+        let count = kvs.len() + found.count();
+        Ok(RangeResult { more: count > kvs.len(), kvs, count })
+    }
+
+    /// How many keys a range holds at revision `at` (0: the newest).
+    ///
+    /// # Errors
+    /// [`ReadError`] when `at` is not held.
+    pub fn count(&self, range: &KeyRange, at: Revision) -> Result<usize, ReadError> {
+        Ok(self.iter(range, at)?.count())
+    }
+
+    fn resolve(&self, at: Revision) -> Result<Revision, ReadError> {
+        let floor = self.oldest_readable();
+        match at {
+            Revision(0) => Ok(self.revision),
+            at if at > self.revision => Err(ReadError::FutureRevision(self.revision)),
+            at if at < floor => Err(ReadError::Compacted(floor)),
+            at => Ok(at),
+        }
+    }
+
+    /// The chains of a range; an upside-down range is empty.
+    fn chains(
+        &self,
+        range: &KeyRange,
+    ) -> impl DoubleEndedIterator<Item = (&Bytes, &Chain)> + use<'_> {
+        let start: &[u8] = &range.start;
+        let bounds: (Bound<&[u8]>, Bound<&[u8]>) = match &range.end {
+            RangeEnd::Single => (Bound::Included(start), Bound::Included(start)),
+            RangeEnd::Before(end) if start < &end[..] => {
+                (Bound::Included(start), Bound::Excluded(end))
+            }
+            RangeEnd::Before(_) => (Bound::Included(start), Bound::Excluded(start)),
+            RangeEnd::Unbounded => (Bound::Included(start), Bound::Unbounded),
+        };
+        self.keys.range::<[u8], _>(bounds)
+    }
+
+    /// The key-values of a range at a revision the caller knows to be held.
+    pub(crate) fn versions_at(
+        &self,
+        range: &KeyRange,
+        at: Revision,
+    ) -> impl DoubleEndedIterator<Item = &KeyValue> + use<'_> {
+        self.chains(range).filter_map(move |(_, chain)| chain.at(at))
+    }
+
+    /// The newest key-values of a range, writes of the running command included.
+    pub(crate) fn live(&self, range: &KeyRange) -> impl Iterator<Item = &KeyValue> {
+        self.chains(range).filter_map(|(_, chain)| chain.newest.live())
+    }
+
+    /// The newest key-value of a key, writes of the running command included.
+    pub(crate) fn live_key(&self, key: &[u8]) -> Option<&KeyValue> {
+        self.keys.get(key).and_then(|chain| chain.newest.live())
+    }
+
+    /// The one place where a key changes: the chain, its lease and the history move together.
+    /// Returns the version before.
+    pub(crate) fn write(
+        &mut self,
+        revision: Revision,
+        key: Bytes,
+        new: Option<KeyValue>,
+    ) -> Option<KeyValue> {
+        let old = self.live_key(&key).cloned();
+        if let Some(kv) = &old {
+            self.leases.detach(kv.lease, &key);
+        }
+        if let Some(kv) = &new {
+            self.leases.attach(kv.lease, &key);
+        }
+        self.push_version(key.clone(), new.clone().map_or(Version::Gone(revision), Version::Live));
+        self.history.push(Event { revision, key, new, old: old.clone() });
+        old
+    }
+
+    pub(crate) fn push_version(&mut self, key: Bytes, version: Version) {
+        match self.keys.get_mut(&key) {
+            Some(chain) => chain.push(version),
+            None => {
+                self.keys.insert(key, Chain { newest: version, past: Vec::new() });
+            }
+        }
+    }
+
+    fn compact(&mut self, revision: Revision) -> Outcome {
+        if revision <= self.compacted {
+            return Err(Refusal::Compacted(self.compacted));
+        }
+        if revision > self.revision {
+            return Err(Refusal::FutureRevision(self.revision));
+        }
+        self.compacted = revision;
+        // A watcher may still start at the compaction revision itself, as with etcd.
+        self.forget(Revision(revision.0 - 1));
+        Ok(Answer::Compact(self.revision))
+    }
+
+    /// Drops the oldest history until it fits into `budget` bytes. What is dropped can no longer be
+    /// read here and answers "compacted"; this is memory policy and no part of the replicated state
+    /// (reading older revisions out of the log is the store's to add).
+    pub fn trim(&mut self, budget: usize) {
+        let floor = self.history.floor_for(budget);
+        self.forget(floor);
+    }
+
+    /// Forgets events up to `floor` and the versions no read at `floor` or later can see.
+    fn forget(&mut self, floor: Revision) {
+        while let Some(event) = self.history.pop_upto(floor) {
+            if let Some(chain) = self.keys.get_mut(&event.key)
+                && chain.forget(floor) == Left::Nothing
+            {
+                self.keys.remove(&event.key);
+            }
+        }
+        self.history.raise_floor(floor);
+    }
+
+    fn grant(&mut self, id: LeaseId, ttl_secs: i64, now: u64) -> Outcome {
+        if ttl_secs > MAX_LEASE_TTL_SECS {
+            return Err(Refusal::LeaseTtlTooLarge);
+        }
+        let ttl_secs = ttl_secs.max(1);
+        let id = self.leases.grant(id, ttl_secs, now, self.index)?;
+        Ok(Answer::LeaseGrant { id, ttl_secs })
+    }
+
+    fn revoke(&mut self, id: LeaseId) -> Outcome {
+        let lease = self.leases.remove(id).ok_or(Refusal::LeaseNotFound)?;
+        if !lease.keys.is_empty() {
+            self.revision.0 += 1;
+        }
+        for key in lease.keys {
+            self.write(self.revision, key, None);
+        }
+        Ok(Answer::LeaseRevoke(self.revision))
+    }
+}
+
+/// What a chain still holds.
+#[derive(PartialEq, Eq)]
+enum Left {
+    Something,
+    Nothing,
+}
+
+impl Version {
+    pub(crate) fn revision(&self) -> Revision {
+        match self {
+            Self::Live(kv) => kv.mod_revision,
+            Self::Gone(revision) => *revision,
+        }
+    }
+
+    fn live(&self) -> Option<&KeyValue> {
+        match self {
+            Self::Live(kv) => Some(kv),
+            Self::Gone(_) => None,
+        }
+    }
+}
+
+impl Chain {
+    fn at(&self, at: Revision) -> Option<&KeyValue> {
+        if self.newest.revision() <= at {
+            return self.newest.live();
+        }
+        let older = self.past.partition_point(|version| version.revision() <= at);
+        self.past[..older].last().and_then(Version::live)
+    }
+
+    /// Within one revision only the last version counts.
+    fn push(&mut self, version: Version) {
+        let same = self.newest.revision() == version.revision();
+        let before = mem::replace(&mut self.newest, version);
+        if !same {
+            self.past.push(before);
+        }
+    }
+
+    fn forget(&mut self, floor: Revision) -> Left {
+        if self.newest.revision() <= floor {
+            self.past = Vec::new();
+            return if self.newest.live().is_some() { Left::Something } else { Left::Nothing };
+        }
+        let older = self.past.partition_point(|version| version.revision() <= floor);
+        self.past.drain(..older.saturating_sub(1));
+        Left::Something
+    }
+}
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let refusal = match *self {
+            Self::Compacted(at) => Refusal::Compacted(at),
+            Self::FutureRevision(at) => Refusal::FutureRevision(at),
+        };
+        refusal.fmt(f)
+    }
+}
+
+impl core::error::Error for ReadError {}

@@ -1,0 +1,140 @@
+//! How a transaction runs: guards first, then the branch taken, all writes at one revision.
+//!
+//! As in etcd every guard, those of nested transactions included, is judged on the state before
+//! the transaction; reads inside it see the writes before them.
+
+use alloc::vec::Vec;
+use core::cmp::Ordering;
+
+use bytes::Bytes;
+
+use crate::command::Refusal;
+use crate::keyspace::Keyspace;
+use crate::model::{
+    Compare, CompareOp, CompareTarget, KeyValue, LeaseId, Op, OpResponse, Revision, Txn,
+    TxnResponse,
+};
+
+/// Which branch each transaction takes, in the order they run.
+type Path = Vec<bool>;
+
+impl Keyspace {
+    /// Runs a checked transaction.
+    pub(crate) fn run_txn(&mut self, txn: &Txn) -> Result<TxnResponse, Refusal> {
+        let mut path = Path::new();
+        self.decide(txn, &mut path)?;
+        let next = Revision(self.revision.0 + 1);
+        let before = self.history.newest();
+        let mut response = self.run(txn, next, &mut path.into_iter());
+        if self.history.newest() != before {
+            self.revision = next;
+        }
+        stamp(&mut response, self.revision);
+        Ok(response)
+    }
+
+    /// Judges the guards along the way the transaction will take, and refuses what would fail.
+    fn decide(&self, txn: &Txn, path: &mut Path) -> Result<(), Refusal> {
+        let holds = txn.compare.iter().all(|compare| self.holds(compare));
+        path.push(holds);
+        branch(txn, holds).iter().try_for_each(|op| match op {
+            Op::Put { lease, .. } if !self.leases.attachable(*lease) => Err(Refusal::LeaseNotFound),
+            Op::Txn(nested) => self.decide(nested, path),
+            _ => Ok(()),
+        })
+    }
+
+    fn holds(&self, compare: &Compare) -> bool {
+        let mut found = self.live(&compare.range).peekable();
+        if found.peek().is_none() {
+            return compare.holds_for(None);
+        }
+        found.all(|kv| compare.holds_for(Some(kv)))
+    }
+
+    fn run(
+        &mut self,
+        txn: &Txn,
+        revision: Revision,
+        path: &mut impl Iterator<Item = bool>,
+    ) -> TxnResponse {
+        let succeeded = path.next().expect("decide() walked the same transactions");
+        let mut responses = Vec::new();
+        for op in branch(txn, succeeded) {
+            responses.push(match op {
+                Op::Put { key, value, lease } => {
+                    OpResponse::Put(self.put(revision, key, value, *lease))
+                }
+                Op::Delete { range } => {
+                    let doomed: Vec<Bytes> = self.live(range).map(|kv| kv.key.clone()).collect();
+                    let gone = doomed.into_iter().filter_map(|key| self.write(revision, key, None));
+                    OpResponse::Delete(gone.collect())
+                }
+                Op::Range { range, limit } => {
+                    let limit = if *limit == 0 { usize::MAX } else { *limit };
+                    OpResponse::Range(self.live(range).take(limit).cloned().collect())
+                }
+                Op::Txn(nested) => OpResponse::Txn(self.run(nested, revision, path)),
+            });
+        }
+        TxnResponse { revision, succeeded, responses }
+    }
+
+    fn put(
+        &mut self,
+        revision: Revision,
+        key: &Bytes,
+        value: &Bytes,
+        lease: LeaseId,
+    ) -> Option<KeyValue> {
+        let (key, create_revision, version) = match self.live_key(key) {
+            Some(kv) => (kv.key.clone(), kv.create_revision, kv.version + 1),
+            None => (key.clone(), revision, 1),
+        };
+        let new = KeyValue {
+            key: key.clone(),
+            value: value.clone(),
+            create_revision,
+            mod_revision: revision,
+            version,
+            lease,
+        };
+        self.write(revision, key, Some(new))
+    }
+}
+
+fn branch(txn: &Txn, succeeded: bool) -> &[Op] {
+    if succeeded { &txn.success } else { &txn.failure }
+}
+
+/// Writes the final revision into the answer and the answers nested in it.
+fn stamp(response: &mut TxnResponse, revision: Revision) {
+    response.revision = revision;
+    for nested in &mut response.responses {
+        if let OpResponse::Txn(nested) = nested {
+            stamp(nested, revision);
+        }
+    }
+}
+
+impl Compare {
+    /// Judges one key; `None` is a missing one.
+    fn holds_for(&self, kv: Option<&KeyValue>) -> bool {
+        let ordering = match (&self.target, kv) {
+            (CompareTarget::Value(_), None) => return false,
+            (CompareTarget::Value(value), Some(kv)) => kv.value.cmp(value),
+            (CompareTarget::Version(n), kv) => kv.map_or(0, |kv| kv.version).cmp(n),
+            (CompareTarget::Create(at), kv) => {
+                kv.map_or(Revision(0), |kv| kv.create_revision).cmp(at)
+            }
+            (CompareTarget::Mod(at), kv) => kv.map_or(Revision(0), |kv| kv.mod_revision).cmp(at),
+            (CompareTarget::Lease(id), kv) => kv.map_or(LeaseId(0), |kv| kv.lease).cmp(id),
+        };
+        match self.op {
+            CompareOp::Equal => ordering == Ordering::Equal,
+            CompareOp::NotEqual => ordering != Ordering::Equal,
+            CompareOp::Greater => ordering == Ordering::Greater,
+            CompareOp::Less => ordering == Ordering::Less,
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! What can go wrong, per boundary.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use knarr_mvcc::{Compacted, Refusal};
+
+/// Why a store cannot be opened. Nothing on disk was changed.
+#[derive(Debug)]
+pub enum OpenError {
+    /// Another process holds the data directory.
+    Locked {
+        /// The data directory.
+        dir: String,
+        /// The holder's process id, where it is known.
+        pid: Option<u32>,
+    },
+    /// The files contradict what was acknowledged: somebody or something changed them.
+    Corrupt {
+        /// Which file.
+        file: String,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// What is wrong there.
+        what: String,
+    },
+    /// The files were written by a newer knarr that says this one must not read them.
+    TooNew {
+        /// Which file.
+        file: String,
+        /// The oldest format version that may read it.
+        oldest_reader: u32,
+    },
+    /// The disk failed.
+    Io {
+        /// Which file or directory.
+        file: String,
+        /// How.
+        source: io::Error,
+    },
+}
+
+/// Why a write did not happen, or may not have.
+#[derive(Clone, Debug)]
+pub enum StoreError {
+    /// The keyspace refused it; a retry gets the same.
+    Refused(Refusal),
+    /// The command is larger than the limit; its size and the limit in bytes.
+    TooLarge(usize, usize),
+    /// No space on the disk. Nothing was written; later writes succeed once there is space.
+    Full,
+    /// The disk failed earlier. Whether the write survives shows after a restart.
+    Failed(Arc<str>),
+    /// The store is closed; nothing was written.
+    Closed,
+}
+
+/// Why a watch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchError {
+    /// It asked for history that is gone: read the present, then watch from there.
+    Compacted(Compacted),
+    /// The store is closed.
+    Closed,
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Locked { dir, pid: Some(pid) } => {
+                write!(f, "another knarr is running on {dir} (pid {pid})")
+            }
+            Self::Locked { dir, pid: None } => write!(f, "another knarr is running on {dir}"),
+            Self::Corrupt { file, offset, what } => {
+                write!(f, "{file} is damaged at offset {offset}: {what}")
+            }
+            Self::TooNew { file, oldest_reader } => {
+                write!(f, "{file} needs a knarr that reads format {oldest_reader} or newer")
+            }
+            Self::Io { file, source } => write!(f, "{file}: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(refusal) => refusal.fmt(f),
+            Self::TooLarge(size, limit) => {
+                write!(f, "request of {size} bytes is over the limit of {limit}")
+            }
+            Self::Full => f.write_str("no space left on the store's disk"),
+            Self::Failed(why) => write!(f, "the store stopped after a disk failure: {why}"),
+            Self::Closed => f.write_str("the store is closed"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for WatchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Compacted(gone) => gone.fmt(f),
+            Self::Closed => f.write_str("the store is closed"),
+        }
+    }
+}
+
+impl std::error::Error for WatchError {}

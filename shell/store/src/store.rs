@@ -1,0 +1,198 @@
+//! The handle everybody holds.
+
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread;
+
+use knarr_mvcc::{
+    Answer, Command, EventBatch, KeyRange, Keyspace, LeaseId, Revision, Txn, TxnResponse,
+};
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use crate::clock::Clock;
+use crate::config::StoreConfig;
+use crate::disk::Disk;
+use crate::engine::Engine;
+use crate::error::{OpenError, StoreError, WatchError};
+use crate::watch::Watch;
+use crate::writer::{Job, Message, Writer};
+
+/// A handle to the store; clones share it.
+#[derive(Clone, Debug)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+/// What handles and writer share.
+#[derive(Debug)]
+struct Shared {
+    keyspace: Arc<RwLock<Keyspace>>,
+    durable: watch::Receiver<Revision>,
+    clock: Arc<dyn Clock>,
+    config: StoreConfig,
+    /// One permit per KiB of queued commands.
+    room: Arc<Semaphore>,
+    queue: mpsc::Sender<Message>,
+    writer: Mutex<Option<thread::JoinHandle<()>>>,
+}
+
+impl Store {
+    /// Opens the store in a directory, recovers its state, and starts the writer thread.
+    ///
+    /// # Errors
+    /// [`OpenError`]; the files are as they were then.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        config: StoreConfig,
+    ) -> Result<Self, OpenError> {
+        let engine = Engine::open(disk, config.clone())?;
+        let keyspace = engine.keyspace();
+        write_lock(&keyspace).renew_all(clock.now());
+        let (queue, inbox) = mpsc::channel();
+        let (announce, durable) = watch::channel(read_lock(&keyspace).revision());
+        let writer = Writer { engine, inbox, announce, clock: clock.clone(), held: None };
+        let thread = writer.spawn();
+        let room = Arc::new(Semaphore::new(kib(config.queue_bytes) as usize));
+        let writer = Mutex::new(Some(thread));
+        let shared = Shared { keyspace, durable, clock, config, room, queue, writer };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Runs a transaction; resolves once it is durable and readers see it. When the call is dropped
+    /// after it was queued, the transaction still happens.
+    ///
+    /// # Errors
+    /// [`StoreError`]; after `Failed` the outcome is unknown, after all others nothing happened.
+    pub async fn txn(&self, txn: Txn) -> Result<TxnResponse, StoreError> {
+        match self.submit(Command::Txn(txn)).await? {
+            Answer::Txn(response) => Ok(response),
+            other => unreachable!("a transaction answered {other:?}"),
+        }
+    }
+
+    /// Gives up the right to read before `revision`.
+    ///
+    /// # Errors
+    /// As [`Store::txn`]; refused when it is compacted already or not there yet.
+    pub async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
+        self.submit(Command::Compact { revision }).await.map(drop)
+    }
+
+    /// Makes a lease of `ttl_secs` seconds; id 0 lets the store choose. Its id and time to live.
+    ///
+    /// # Errors
+    /// As [`Store::txn`].
+    pub async fn lease_grant(
+        &self,
+        id: LeaseId,
+        ttl_secs: i64,
+    ) -> Result<(LeaseId, i64), StoreError> {
+        let now = self.shared.clock.now();
+        match self.submit(Command::LeaseGrant { id, ttl_secs, now }).await? {
+            Answer::LeaseGrant { id, ttl_secs } => Ok((id, ttl_secs)),
+            other => unreachable!("a lease grant answered {other:?}"),
+        }
+    }
+
+    /// Ends a lease and deletes its keys; the revision after that.
+    ///
+    /// # Errors
+    /// As [`Store::txn`]; refused when there is no such lease.
+    pub async fn lease_revoke(&self, id: LeaseId) -> Result<Revision, StoreError> {
+        match self.submit(Command::LeaseRevoke { id }).await? {
+            Answer::LeaseRevoke(revision) => Ok(revision),
+            other => unreachable!("a lease revocation answered {other:?}"),
+        }
+    }
+
+    /// Renews a lease; its time to live in seconds, or `None` when it is gone. Stays off the log.
+    pub fn lease_keep_alive(&self, id: LeaseId) -> Option<i64> {
+        let now = self.shared.clock.now();
+        write_lock(&self.shared.keyspace).keep_alive(id, now)
+    }
+
+    /// Reads the keyspace; the closure also gets the durable revision, which is the newest there
+    /// is. It holds a shared lock: collect handles, and encode them after.
+    pub fn read<R>(&self, f: impl FnOnce(&Keyspace, Revision) -> R) -> R {
+        let keyspace = read_lock(&self.shared.keyspace);
+        f(&keyspace, keyspace.revision())
+    }
+
+    /// The newest revision; every one up to it is durable.
+    pub fn durable(&self) -> Revision {
+        *self.shared.durable.borrow()
+    }
+
+    /// A receiver that sees the durable revision grow.
+    pub fn subscribe(&self) -> watch::Receiver<Revision> {
+        self.shared.durable.clone()
+    }
+
+    /// The changes of a range after a revision, from there on.
+    pub fn watch(&self, range: KeyRange, after: Revision) -> Watch {
+        Watch::new(self.clone(), range, after)
+    }
+
+    /// One batch of history, as [`Watch::next`] reads it.
+    pub(crate) fn events(
+        &self,
+        range: &KeyRange,
+        after: Revision,
+        upto: Revision,
+    ) -> Result<EventBatch, WatchError> {
+        let budget = self.shared.config.watch_batch_bytes;
+        read_lock(&self.shared.keyspace)
+            .events(range, after, upto, budget)
+            .map_err(WatchError::Compacted)
+    }
+
+    /// Makes the writer look at the clock. Only simulated clocks need it, after they were moved.
+    pub fn wake(&self) {
+        // A closed store has nothing to expire.
+        let _ = self.shared.queue.send(Message::Wake);
+    }
+
+    /// Finishes the queued writes and lets the data directory go.
+    pub async fn close(&self) {
+        let (done, finished) = oneshot::channel();
+        if self.shared.queue.send(Message::Close(done)).is_ok() {
+            // An error means the writer is gone, which is what was asked for.
+            let _ = finished.await;
+        }
+        let thread = self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // It has answered above and only unwinds its stack; panics abort the process.
+            let _ = thread.join();
+        }
+    }
+
+    async fn submit(&self, command: Command) -> Result<Answer, StoreError> {
+        command.check().map_err(StoreError::Refused)?;
+        let bytes = command.encode();
+        let limit = self.shared.config.command_bytes;
+        if bytes.len() > limit {
+            return Err(StoreError::TooLarge(bytes.len(), limit));
+        }
+        let room = self.shared.room.clone();
+        let weight = kib(bytes.len()).min(kib(self.shared.config.queue_bytes));
+        let room = room.acquire_many_owned(weight).await.map_err(|_| StoreError::Closed)?;
+        let (reply, answer) = oneshot::channel();
+        let job = Job { command, bytes, reply, room };
+        self.shared.queue.send(Message::Write(Box::new(job))).map_err(|_| StoreError::Closed)?;
+        let outcome = answer.await.map_err(|_| StoreError::Closed)??;
+        outcome.map_err(StoreError::Refused)
+    }
+}
+
+fn kib(bytes: usize) -> u32 {
+    u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX)
+}
+
+pub(crate) fn read_lock(keyspace: &RwLock<Keyspace>) -> RwLockReadGuard<'_, Keyspace> {
+    keyspace.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn write_lock(keyspace: &RwLock<Keyspace>) -> RwLockWriteGuard<'_, Keyspace> {
+    keyspace.write().unwrap_or_else(PoisonError::into_inner)
+}

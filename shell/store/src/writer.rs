@@ -1,0 +1,164 @@
+//! The writer thread: takes what is waiting as one batch, commits it, answers.
+//!
+//! The one thread that may touch the log. Should it panic the process aborts: a half-applied
+//! batch must not be served, and the log has everything a restart needs.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use knarr_mvcc::{Command, Outcome, Revision};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+
+use crate::clock::Clock;
+use crate::engine::{Engine, Entry};
+use crate::error::StoreError;
+use crate::store::read_lock;
+
+/// What the writer is told.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// Commit this.
+    Write(Box<Job>),
+    /// Look at the clock: leases may have ended.
+    Wake,
+    /// Finish and answer.
+    Close(oneshot::Sender<()>),
+}
+
+/// A command on its way.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) command: Command,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) reply: oneshot::Sender<Result<Outcome, StoreError>>,
+    /// Its share of the queue, free again when it is answered.
+    pub(crate) room: OwnedSemaphorePermit,
+}
+
+/// The thread's state.
+pub(crate) struct Writer {
+    pub(crate) engine: Engine,
+    pub(crate) inbox: Receiver<Message>,
+    pub(crate) announce: watch::Sender<Revision>,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// The message that did not fit into the last batch.
+    pub(crate) held: Option<Message>,
+}
+
+impl Writer {
+    /// Starts the thread.
+    pub(crate) fn spawn(self) -> thread::JoinHandle<()> {
+        let body = move || {
+            if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
+                tracing::error!("the log writer panicked: aborting, the log has the truth");
+                process::abort();
+            }
+        };
+        let builder = thread::Builder::new().name("knarr-log".into());
+        builder.spawn(body).expect("a process that starts can start one thread")
+    }
+
+    fn run(mut self) {
+        while let Some(message) = self.receive() {
+            match message {
+                Message::Write(job) => self.commit(*job),
+                Message::Wake => {}
+                Message::Close(done) => {
+                    drop(self);
+                    // The one who asked may have left.
+                    let _ = done.send(());
+                    return;
+                }
+            }
+            self.expire();
+        }
+    }
+
+    /// The next message; `Wake` when a lease ends first, `None` when nobody can send any more.
+    fn receive(&mut self) -> Option<Message> {
+        if let Some(held) = self.held.take() {
+            return Some(held);
+        }
+        let Some(deadline) = read_lock(&self.engine.keyspace()).next_expiry() else {
+            return self.inbox.recv().ok();
+        };
+        let wait = Duration::from_millis(deadline.saturating_sub(self.clock.now()));
+        match self.inbox.recv_timeout(wait) {
+            Ok(message) => Some(message),
+            Err(RecvTimeoutError::Timeout) => Some(Message::Wake),
+            Err(RecvTimeoutError::Disconnected) => None,
+        }
+    }
+
+    /// Commits a job and everything that waits behind it and fits.
+    fn commit(&mut self, first: Job) {
+        let limit = self.engine.batch_bytes();
+        let mut size = 0;
+        let mut entries = Vec::new();
+        let mut replies = Vec::new();
+        let mut next = Some(first);
+        while let Some(job) = next.take() {
+            size += Engine::cost(&job.bytes);
+            replies.push((job.reply, job.room));
+            entries.push(Entry { command: job.command, bytes: job.bytes });
+            next = self.next_fitting(limit.saturating_sub(size));
+        }
+        let results = self.engine.commit(&entries);
+        self.publish();
+        answer(replies, results);
+    }
+
+    fn next_fitting(&mut self, room: usize) -> Option<Job> {
+        match self.inbox.try_recv().ok()? {
+            Message::Write(job) if Engine::cost(&job.bytes) <= room => Some(*job),
+            other => {
+                self.held = Some(other);
+                None
+            }
+        }
+    }
+
+    /// Revokes the leases that have ended.
+    fn expire(&mut self) {
+        let ended = read_lock(&self.engine.keyspace()).expired(self.clock.now());
+        if ended.is_empty() {
+            return;
+        }
+        let revoke = |id| Entry::new(Command::LeaseRevoke { id });
+        for chunk in ended.chunks(256) {
+            let entries: Vec<Entry> = chunk.iter().copied().map(revoke).collect();
+            if let Err(error) = self.engine.commit(&entries) {
+                tracing::error!(%error, "ended leases could not be revoked");
+                return;
+            }
+        }
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let revision = read_lock(&self.engine.keyspace()).revision();
+        self.announce.send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
+    }
+}
+
+type Reply = (oneshot::Sender<Result<Outcome, StoreError>>, OwnedSemaphorePermit);
+
+/// A caller that no longer waits is no error.
+fn answer(replies: Vec<Reply>, results: Result<Vec<Outcome>, StoreError>) {
+    match results {
+        Ok(outcomes) => {
+            for ((reply, _), outcome) in replies.into_iter().zip(outcomes) {
+                let _ = reply.send(Ok(outcome));
+            }
+        }
+        Err(error) => {
+            for (reply, _) in replies {
+                let _ = reply.send(Err(error.clone()));
+            }
+        }
+    }
+}
