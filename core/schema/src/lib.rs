@@ -1,5 +1,26 @@
 //! Bytes to trees and back: strict decoding, defaulting, pruning, patches, OpenAPI, tables.
+//!
+//! One engine driven by a data table (`data/types.txt`, made by `cargo xtask types`): nothing here
+//! names a built-in kind outside the data. A request runs
+//! `decode` → `default` → (validation elsewhere) → `normalize` → `encode`;
+//! a patch runs `json_patch | merge_patch | strategic_merge` on the live tree, then the same road
+//! from `decode_value`.
 
 #![no_std]
 
 extern crate alloc;
+
+mod decode;
+mod default;
+mod encode;
+mod normalize;
+mod openapi;
+mod patch;
+mod strategic;
+mod table;
+
+pub use decode::{DecodeError, Decoded, FieldIssue, strict_error};
+pub use encode::{encode, resource_version_offset, with_resource_version};
+pub use openapi::{ApiKind, ApiSubresource, Scope};
+pub use patch::{PatchError, json_patch, merge_patch};
+pub use table::{Field, ListKind, Presence, Schema, Shape, TypeDef, TypeId};
