@@ -84,8 +84,7 @@ fn service_account(world: &World<'_>, claims: &Claims) -> Result<User, Status> {
     }
     let namespace = &claims.namespace;
     let groups = ["system:serviceaccounts", &format!("system:serviceaccounts:{namespace}")];
-    let mut user =
-        User::new(format!("system:serviceaccount:{namespace}:{}", claims.name), &groups);
+    let mut user = User::new(format!("system:serviceaccount:{namespace}:{}", claims.name), &groups);
     user.uid = claims.uid.clone();
     let mut extra = |key: &str, value: &str| {
         let key = format!("authentication.kubernetes.io/{key}");
@@ -136,11 +135,7 @@ fn secret_data(secret: &Value, key: &str) -> Option<String> {
 }
 
 /// Asks RBAC, and for nodes the rules of their role.
-pub(crate) fn authorize(
-    world: &World<'_>,
-    user: &User,
-    info: &RequestInfo,
-) -> Result<(), Status> {
+pub(crate) fn authorize(world: &World<'_>, user: &User, info: &RequestInfo) -> Result<(), Status> {
     let wanted = Attributes::of(info);
     if allowed(world, user, &wanted) {
         return Ok(());

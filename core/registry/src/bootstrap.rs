@@ -125,7 +125,8 @@ fn fill_aggregated(objects: &mut [Value]) {
         labels.as_object()?.keys().next().cloned()
     };
     for name in ["view", "edit", "admin"] {
-        let is = |object: &Value| object["kind"] == "ClusterRole" && object["metadata"]["name"] == name;
+        let is =
+            |object: &Value| object["kind"] == "ClusterRole" && object["metadata"]["name"] == name;
         let Some(at) = objects.iter().position(is) else { continue };
         let Some(label) = selected(&objects[at]) else { continue };
         let parts = objects.iter().filter(|o| o["metadata"]["labels"].get(&label).is_some());

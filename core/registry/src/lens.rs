@@ -13,6 +13,8 @@ use crate::object::{set, text};
 pub(crate) enum Lens {
     /// The object itself; its status, where it has a status endpoint, stays.
     Object,
+    /// Everything, status included: only for writes that the server itself makes.
+    Whole,
     /// `status` and metadata.
     Status,
     /// `spec.replicas`, shown as an autoscaling/v1 Scale.
@@ -90,6 +92,7 @@ impl Lens {
                 }
                 sent
             }
+            Self::Whole => sent,
             Self::Status => {
                 let mut object = live.clone();
                 copy(&sent, &mut object, "status");

@@ -16,12 +16,30 @@ const SUFFIX_LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 
 /// Kinds whose spec changes are counted in `metadata.generation`.
 const COUNTED: &[&str] = &[
-    "pods", "replicationcontrollers", "daemonsets", "deployments", "replicasets", "statefulsets",
-    "jobs", "cronjobs", "ingresses", "ingressclasses", "networkpolicies", "poddisruptionbudgets",
-    "customresourcedefinitions", "flowschemas", "prioritylevelconfigurations",
-    "mutatingadmissionpolicies", "mutatingadmissionpolicybindings", "validatingadmissionpolicies",
-    "validatingadmissionpolicybindings", "mutatingwebhookconfigurations",
-    "validatingwebhookconfigurations", "deviceclasses", "endpointslices", "runtimeclasses",
+    "pods",
+    "replicationcontrollers",
+    "daemonsets",
+    "deployments",
+    "replicasets",
+    "statefulsets",
+    "jobs",
+    "cronjobs",
+    "ingresses",
+    "ingressclasses",
+    "networkpolicies",
+    "poddisruptionbudgets",
+    "customresourcedefinitions",
+    "flowschemas",
+    "prioritylevelconfigurations",
+    "mutatingadmissionpolicies",
+    "mutatingadmissionpolicybindings",
+    "validatingadmissionpolicies",
+    "validatingadmissionpolicybindings",
+    "mutatingwebhookconfigurations",
+    "validatingwebhookconfigurations",
+    "deviceclasses",
+    "endpointslices",
+    "runtimeclasses",
 ];
 
 fn counts_generations(kind: &Kind) -> bool {
@@ -87,8 +105,13 @@ pub(crate) fn prepare_create(
 /// Keeps what never changes, counts the generation when anything but metadata and status did.
 pub(crate) fn prepare_update(kind: &Kind, tree: &mut Value, live: &Value) {
     for key in [
-        "namespace", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds",
-        "generation", "uid", "generateName",
+        "namespace",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "uid",
+        "generateName",
     ] {
         match live["metadata"].get(key) {
             Some(value) => set(tree, &["metadata", key], value.clone()),
@@ -106,11 +129,17 @@ pub(crate) fn prepare_update(kind: &Kind, tree: &mut Value, live: &Value) {
 /// The object without what the system reports about it.
 fn desired(tree: &Value) -> Vec<(&String, &Value)> {
     let parts = tree.as_object().into_iter().flatten();
-    parts.filter(|(key, _)| !["metadata", "status", "kind", "apiVersion"].contains(&key.as_str())).collect()
+    parts
+        .filter(|(key, _)| !["metadata", "status", "kind", "apiVersion"].contains(&key.as_str()))
+        .collect()
 }
 
 /// Checks that what was sent is meant for the object in the URL.
-pub(crate) fn check_target(kind: &Kind, tree: &mut Value, target: &ObjectKey) -> Result<(), Status> {
+pub(crate) fn check_target(
+    kind: &Kind,
+    tree: &mut Value,
+    target: &ObjectKey,
+) -> Result<(), Status> {
     let (namespace, name) = (text(tree, "/metadata/namespace"), text(tree, "/metadata/name"));
     if kind.namespaced() && !namespace.is_empty() && namespace != target.namespace {
         return Err(Status::bad_request(
@@ -130,11 +159,7 @@ pub(crate) fn check_target(kind: &Kind, tree: &mut Value, target: &ObjectKey) ->
 }
 
 /// Compares what a writer expects (`resourceVersion`, `uid`) with the object as it is.
-pub(crate) fn check_expectations(
-    kind: &Kind,
-    sent: &Value,
-    live: &Value,
-) -> Result<(), Status> {
+pub(crate) fn check_expectations(kind: &Kind, sent: &Value, live: &Value) -> Result<(), Status> {
     let name = text(live, "/metadata/name");
     let conflict = |why: &str| Status::conflict(kind.group_resource(), name, why);
     let wanted = text(sent, "/metadata/resourceVersion");
@@ -180,7 +205,9 @@ pub(crate) fn validate(kind: &Kind, tree: &Value) -> Vec<Cause> {
     }
     validate_words(&tree["metadata"], "metadata", &mut causes);
     validate_owners(&tree["metadata"], &mut causes);
-    for (at, finalizer) in tree["metadata"]["finalizers"].as_array().into_iter().flatten().enumerate() {
+    for (at, finalizer) in
+        tree["metadata"]["finalizers"].as_array().into_iter().flatten().enumerate()
+    {
         if let Err(why) = names::qualified_name(finalizer.as_str().unwrap_or_default()) {
             causes.push(Cause::invalid(format!("metadata.finalizers[{at}]"), finalizer, &why));
         }
@@ -256,7 +283,9 @@ pub(crate) fn name_exhausted(kind: &Kind, prefix: &str) -> Status {
     let resource = kind.group_resource();
     let mut status = Status::new(
         Reason::AlreadyExists,
-        format!("{resource} {prefix:?} already exists, the server was not able to generate a unique name for the object"),
+        format!(
+            "{resource} {prefix:?} already exists, the server was not able to generate a unique name for the object"
+        ),
     );
     status.details = Some(json!({"name": prefix, "kind": kind.plural, "retryAfterSeconds": 1}));
     status

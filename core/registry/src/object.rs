@@ -3,7 +3,6 @@
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::{String, ToString};
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use bytes::Bytes;
@@ -96,11 +95,6 @@ pub(crate) fn text<'a>(tree: &'a Value, pointer: &str) -> &'a str {
     tree.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// Namespace and name from an object's own metadata.
-pub(crate) fn object_key(tree: &Value) -> ObjectKey {
-    ObjectKey::new(text(tree, "/metadata/namespace"), text(tree, "/metadata/name"))
-}
-
 /// The object behind a storage key: what follows the kind's prefix.
 pub(crate) fn key_of(kind: &Kind, key: &[u8]) -> ObjectKey {
     let key = core::str::from_utf8(key).unwrap_or_default();
@@ -108,18 +102,6 @@ pub(crate) fn key_of(kind: &Kind, key: &[u8]) -> ObjectKey {
     match rest.split_once('/') {
         Some((namespace, name)) if kind.namespaced() => ObjectKey::new(namespace, name),
         _ => ObjectKey::new("", rest),
-    }
-}
-
-/// A row of the Catalog with the type behind it.
-#[derive(Clone, Debug)]
-pub(crate) struct Resource {
-    pub(crate) kind: Arc<Kind>,
-}
-
-impl Resource {
-    pub(crate) fn not_found(&self, name: &str) -> Status {
-        Status::not_found(self.kind.group_resource(), name)
     }
 }
 

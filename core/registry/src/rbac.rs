@@ -6,7 +6,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::object::{strings, text};
 use crate::request::{RequestInfo, User};
@@ -90,6 +90,20 @@ impl Rule {
         has(&self.groups, &wanted.group)
             && (has(&self.resources, &wanted.resource) || self.any_resource_of(&wanted.resource))
             && (self.names.is_empty() || self.names.contains(&wanted.name))
+    }
+
+    /// Adds itself to the lists of a SelfSubjectRulesReview.
+    pub(crate) fn list_into(&self, resources: &mut Vec<Value>, paths: &mut Vec<Value>) {
+        if !self.paths.is_empty() {
+            paths.push(json!({"verbs": self.verbs, "nonResourceURLs": self.paths}));
+            return;
+        }
+        let mut rule =
+            json!({"verbs": self.verbs, "apiGroups": self.groups, "resources": self.resources});
+        if !self.names.is_empty() {
+            rule["resourceNames"] = json!(self.names);
+        }
+        resources.push(rule);
     }
 
     /// `*/scale` stands for that subresource of everything.

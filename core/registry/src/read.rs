@@ -16,10 +16,10 @@ use knarr_mvcc::{KeyRange, KeyValue, RangeEnd, ReadError, Revision};
 use serde_json::{Value, json};
 
 use crate::call::World;
+use crate::lens::Lens;
 use crate::object::{pieces, set_revision, tree};
 use crate::request::{Request, RequestInfo};
 use crate::response::{Body, Response};
-use crate::lens::Lens;
 use crate::table;
 use crate::watch::{WatchSpec, WatchStart};
 
@@ -215,7 +215,8 @@ fn too_large(wanted: Revision, current: Revision) -> Status {
     let text = format!("Too large resource version: {}, current: {}", wanted.0, current.0);
     let mut status = Status::new(knarr_api::Reason::ServerTimeout, format!("Timeout: {text}"));
     status.code = 504;
-    let cause = json!({"reason": "ResourceVersionTooLarge", "message": "Too large resource version"});
+    let cause =
+        json!({"reason": "ResourceVersionTooLarge", "message": "Too large resource version"});
     status.details = Some(json!({"causes": [cause], "retryAfterSeconds": 1}));
     status
 }
@@ -279,13 +280,16 @@ fn list_response(
     if rendering != Rendering::Object {
         let trees = objects.iter().map(|kv| crate::object::tree_at(kv).unwrap_or_default());
         let trees: Vec<Value> = trees.collect();
-        return Response::json(200, &match rendering {
-            Rendering::Table => table::table(kind, &trees, metadata, now),
-            _ => json!({
-                "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
-                "metadata": metadata, "items": trees.into_iter().map(partial).collect::<Vec<_>>(),
-            }),
-        });
+        return Response::json(
+            200,
+            &match rendering {
+                Rendering::Table => table::table(kind, &trees, metadata, now),
+                _ => json!({
+                    "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
+                    "metadata": metadata, "items": trees.into_iter().map(partial).collect::<Vec<_>>(),
+                }),
+            },
+        );
     }
     let head = format!(
         "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",

@@ -302,7 +302,11 @@ mod tests {
             (Method::Put, "/api/v1/namespaces/a/status", "update Namespace a status|"),
             (Method::Get, "/api/v1/namespaces/a", "get Namespace a |"),
             (Method::Post, "/apis/apps/v1/namespaces/a/deployments", "create Deployment a/ |"),
-            (Method::Delete, "/apis/apps/v1/namespaces/a/deployments", "deletecollection Deployment a/ |"),
+            (
+                Method::Delete,
+                "/apis/apps/v1/namespaces/a/deployments",
+                "deletecollection Deployment a/ |",
+            ),
             (Method::Get, "/api/v1/nodes/n/proxy/a/b", "get Node n proxy|a/b"),
             (Method::Get, "/apis/x.io/v1/things", "list -  |"),
             (Method::Get, "/healthz", "get -  |"),

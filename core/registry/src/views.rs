@@ -2,7 +2,7 @@
 //! custom kinds. A view is a cursor over the history, so it is as fresh as the snapshot it is
 //! advanced to: a binding just acknowledged counts in the next request.
 
-use alloc::borrow::ToOwned;
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -11,11 +11,15 @@ use bytes::Bytes;
 use knarr_api::{Catalog, GroupResource, Kind};
 use knarr_mvcc::{KeyRange, Revision};
 use knarr_schema::Schema;
+use serde_json::Value;
 
+use crate::kinds::kinds_of_crd;
 use crate::object::{Snapshot, key_of, tree};
 use crate::rbac::Rbac;
 
 const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
+const DEFINITIONS: GroupResource<'_> =
+    GroupResource { group: "apiextensions.k8s.io", resource: "customresourcedefinitions" };
 const RBAC_KINDS: [&str; 4] = ["roles", "clusterroles", "rolebindings", "clusterrolebindings"];
 
 /// Derived state at one revision.
@@ -24,6 +28,7 @@ pub struct Views {
     revision: Revision,
     watched: Vec<Arc<Kind>>,
     builtin: Arc<Catalog>,
+    definitions: BTreeMap<String, Value>,
     /// Built-in and custom kinds.
     pub catalog: Arc<Catalog>,
     /// The types behind them.
@@ -35,12 +40,14 @@ impl Views {
     /// Views of an empty keyspace.
     pub fn new(schema: Schema) -> Self {
         let catalog = Arc::new(Catalog::builtin());
-        let row = |resource| catalog.preferred(GroupResource { group: RBAC_GROUP, resource });
-        let watched = RBAC_KINDS.iter().filter_map(|name| row(name).cloned()).collect();
+        let rbac = RBAC_KINDS.map(|resource| GroupResource { group: RBAC_GROUP, resource });
+        let rows = rbac.into_iter().chain([DEFINITIONS]);
+        let watched = rows.filter_map(|resource| catalog.preferred(resource).cloned()).collect();
         Self {
             revision: Revision(0),
             watched,
             builtin: catalog.clone(),
+            definitions: BTreeMap::new(),
             catalog,
             schema: Arc::new(schema),
             rbac: Arc::default(),
@@ -69,11 +76,7 @@ impl Views {
     }
 
     /// What changed since this view's revision; `None` when that is no longer known.
-    fn changes(
-        &self,
-        snapshot: Snapshot<'_>,
-        kind: &Kind,
-    ) -> Option<Vec<(Bytes, Option<Bytes>)>> {
+    fn changes(&self, snapshot: Snapshot<'_>, kind: &Kind) -> Option<Vec<(Bytes, Option<Bytes>)>> {
         if self.revision == Revision(0) {
             return None;
         }
@@ -88,6 +91,8 @@ impl Views {
             // Deleted objects leave no trace here, so begin from nothing.
             let mut fresh = Self { revision: Revision(0), ..self.clone() };
             fresh.rbac = Arc::default();
+            fresh.definitions.clear();
+            fresh.declare();
             fresh.advance(snapshot);
             *self = fresh;
             return;
@@ -100,7 +105,23 @@ impl Views {
     fn put(&mut self, kind: &Kind, key: &[u8], value: Option<Bytes>) {
         let object = key_of(kind, key);
         let tree = value.and_then(|bytes| tree(&bytes).ok());
-        let key: (String, String) = (object.namespace, object.name.to_owned());
+        if kind.group_resource() == DEFINITIONS {
+            match tree {
+                Some(tree) => drop(self.definitions.insert(object.name, tree)),
+                None => drop(self.definitions.remove(&object.name)),
+            }
+            self.declare();
+            return;
+        }
+        let key = (object.namespace, object.name);
         Arc::make_mut(&mut self.rbac).put(&kind.plural, key, tree.as_ref());
+    }
+
+    /// Makes the Catalog anew from the built-in kinds and the definitions there are.
+    fn declare(&mut self) {
+        let declared: Vec<(Kind, Value)> =
+            self.definitions.values().flat_map(kinds_of_crd).collect();
+        let kinds = declared.into_iter().map(|(kind, _)| kind);
+        self.catalog = Arc::new((*self.builtin).clone().with(kinds));
     }
 }

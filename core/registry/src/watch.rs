@@ -90,7 +90,9 @@ impl WatchSpec {
         let (kind, api_version) = match self.rendering {
             Rendering::Object => (self.kind.kind.clone(), self.kind.api_version()),
             Rendering::Table => ("Table".to_owned(), "meta.k8s.io/v1".to_owned()),
-            Rendering::Metadata => ("PartialObjectMetadata".to_owned(), "meta.k8s.io/v1".to_owned()),
+            Rendering::Metadata => {
+                ("PartialObjectMetadata".to_owned(), "meta.k8s.io/v1".to_owned())
+            }
         };
         let object = json!({"kind": kind, "apiVersion": api_version, "metadata": metadata});
         out.push(event_line("BOOKMARK", &object));
