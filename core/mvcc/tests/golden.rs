@@ -23,11 +23,12 @@ fn golden_scripts() {
         let path = entry.unwrap().path();
         let text = std::fs::read_to_string(&path).unwrap();
         let actual = play(&text);
+        ran += 1;
         if std::env::var_os("KNARR_BLESS").is_some() {
             std::fs::write(&path, &actual).unwrap();
+            continue;
         }
         assert_eq!(text, actual, "{} (KNARR_BLESS=1 rewrites it)", path.display());
-        ran += 1;
     }
     assert!(ran > 0, "no scripts in {}", dir.display());
 }
