@@ -91,6 +91,8 @@ struct Platter {
     fuse: Option<u64>,
     /// Files opened before the last power cut are dead.
     boots: u64,
+    /// fdatasyncs so far.
+    syncs: u64,
     trace: u64,
 }
 
@@ -133,6 +135,7 @@ impl Default for SimDisk {
             fault: Fault::None,
             fuse: None,
             boots: 0,
+            syncs: 0,
             trace: 0xcbf2_9ce4_8422_2325,
         })))
     }
@@ -175,6 +178,11 @@ impl SimDisk {
     /// Limits the sum of all file sizes, in bytes.
     pub fn set_capacity(&self, bytes: u64) {
         self.lock().capacity = bytes;
+    }
+
+    /// How often fdatasync was called.
+    pub fn syncs(&self) -> u64 {
+        self.lock().syncs
     }
 
     /// Bytes in all files.
@@ -439,6 +447,7 @@ impl DiskFile for SimFile {
     fn sync_data(&mut self) -> io::Result<()> {
         self.with(|platter, id| {
             platter.note("sync", &[id], &[]);
+            platter.syncs += 1;
             platter.spend()?;
             match platter.fault {
                 Fault::SyncLies => {}
