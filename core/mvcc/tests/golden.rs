@@ -1,6 +1,7 @@
 //! Golden scripts: lines that begin with `> ` are commands, the lines below them the answers.
 //!
 //! `KNARR_BLESS=1` writes the answers anew. Ranges: `k`, `a..c`, `a..`, `p*`, `*`.
+#![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
 use std::fmt::Write as _;
 use std::path::Path;

@@ -1,5 +1,6 @@
 //! The keyspace against a naive model that keeps every state it ever had, and the codec against
 //! itself and against garbage.
+#![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
 use std::collections::BTreeMap;
 

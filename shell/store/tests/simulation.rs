@@ -6,6 +6,7 @@
 //! * the same seed gives the same bytes on the disk, in the same order.
 //!
 //! A failing seed says how to run it alone: `KNARR_SEED=n`. `KNARR_SEEDS=n` runs more of them.
+#![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -266,7 +267,7 @@ fn from_env(name: &str) -> Option<u64> {
 #[test]
 fn nothing_acknowledged_is_ever_lost() {
     if let Some(only) = from_env("KNARR_SEED") {
-        println!("{:?}", seed(only));
+        eprintln!("{:?}", seed(only));
         return;
     }
     let mut total = Seen::default();
@@ -280,7 +281,7 @@ fn nothing_acknowledged_is_ever_lost() {
         total.doubts_kept += seen.doubts_kept;
         total.doubts_lost += seen.doubts_lost;
     }
-    println!("{total:?}");
+    eprintln!("{total:?}");
     let all = [
         total.cuts,
         total.cut_while_opening,

@@ -1,4 +1,5 @@
 //! The handle as its callers use it.
+#![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
 use std::future::Future;
 use std::pin::pin;
