@@ -130,11 +130,10 @@ impl History {
             if event.revision > upto {
                 break;
             }
-            if event.revision > last && (bytes >= budget || scanned >= SCAN_LIMIT) {
-                if scanned > 0 {
-                    batch.next = last;
-                    break;
-                }
+            let full = bytes >= budget || scanned >= SCAN_LIMIT;
+            if full && scanned > 0 && event.revision > last {
+                batch.next = last;
+                break;
             }
             last = event.revision;
             if range.contains(&event.key) {

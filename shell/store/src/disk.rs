@@ -1,7 +1,15 @@
 //! The disk seam: one flat directory, and the few calls whose order decides what survives.
 
 use std::fmt::Debug;
-use std::io;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::path::PathBuf;
+
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::io::Errno;
+
+use crate::error::OpenError;
 
 /// A directory that only this process writes.
 pub trait Disk: Debug + Send + Sync + 'static {
@@ -36,4 +44,117 @@ pub trait DiskFile: Debug + Send {
     fn preallocate(&mut self, len: u64) -> io::Result<()>;
     /// fdatasync: all earlier writes and the size survive a power cut.
     fn sync_data(&mut self) -> io::Result<()>;
+}
+
+/// A directory of this machine, locked against other processes for as long as this value lives.
+#[derive(Debug)]
+pub struct RealDisk {
+    dir: PathBuf,
+    /// Holds the lock.
+    _lock: File,
+}
+
+const LOCK: &str = "LOCK";
+/// Zeros are written in pieces of this size.
+const ZEROS: usize = 1 << 20;
+
+impl RealDisk {
+    /// Makes the directory if needed and locks it.
+    ///
+    /// # Errors
+    /// [`OpenError::Locked`] when another process has it.
+    pub fn open(dir: impl Into<PathBuf>) -> Result<Self, OpenError> {
+        let dir = dir.into();
+        let failed = |source| OpenError::Io { file: dir.display().to_string(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed)?;
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(dir.join(LOCK))
+            .map_err(failed)?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let mut pid = String::new();
+                // Without a pid the message is shorter.
+                let _ = lock.read_to_string(&mut pid);
+                let pid = pid.trim().parse().ok();
+                return Err(OpenError::Locked { dir: dir.display().to_string(), pid });
+            }
+            Err(error) => return Err(failed(error.into())),
+        }
+        let pid = std::process::id();
+        lock.set_len(0).and_then(|()| writeln!(lock, "{pid}")).map_err(failed)?;
+        Ok(Self { dir, _lock: lock })
+    }
+}
+
+impl Disk for RealDisk {
+    fn list(&self) -> io::Result<Vec<String>> {
+        let names = fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.file_name()));
+        let names: io::Result<Vec<_>> = names.collect();
+        let mut names: Vec<String> =
+            names?.into_iter().filter_map(|name| name.into_string().ok()).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
+        let file = OpenOptions::new().read(true).write(true).open(self.dir.join(name))?;
+        Ok(Box::new(file))
+    }
+
+    fn create(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true).mode(0o600);
+        Ok(Box::new(options.open(self.dir.join(name))?))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.dir.join(from), self.dir.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.dir.join(name))
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        File::open(&self.dir)?.sync_all()
+    }
+}
+
+impl DiskFile for File {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.read_exact_at(buf, offset)
+    }
+
+    fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.write_all_at(data, offset)
+    }
+
+    fn preallocate(&mut self, len: u64) -> io::Result<()> {
+        // Fails at once when there is no space; written zeros then turn the extents into plain
+        // data, so that a later fdatasync has no metadata to write.
+        match fallocate(&*self, FallocateFlags::empty(), 0, len) {
+            Ok(()) | Err(Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let zeros = vec![0; ZEROS];
+        for offset in (0..len).step_by(ZEROS) {
+            let piece = (len - offset).min(ZEROS as u64) as usize;
+            self.write_all_at(&zeros[..piece], offset)?;
+        }
+        Ok(())
+    }
+
+    fn sync_data(&mut self) -> io::Result<()> {
+        File::sync_data(self)
+    }
 }

@@ -18,19 +18,24 @@
 //!
 //! Invariants: only this crate touches the data directory. Nothing here looks into a value.
 
+mod checkpoint;
 mod clock;
 mod config;
 mod disk;
 mod engine;
 mod error;
+mod log;
+mod record;
+mod recovery;
 pub mod sim;
 mod store;
 mod watch;
 mod writer;
 
+pub use checkpoint::CheckpointJob;
 pub use clock::{Clock, SystemClock};
 pub use config::{Identity, StoreConfig};
-pub use disk::{Disk, DiskFile};
+pub use disk::{Disk, DiskFile, RealDisk};
 pub use engine::{Engine, Entry};
 pub use error::{OpenError, StoreError, WatchError};
 pub use knarr_mvcc as mvcc;

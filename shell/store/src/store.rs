@@ -51,8 +51,16 @@ impl Store {
         write_lock(&keyspace).renew_all(clock.now());
         let (queue, inbox) = mpsc::channel();
         let (announce, durable) = watch::channel(read_lock(&keyspace).revision());
-        let writer = Writer { engine, inbox, announce, clock: clock.clone(), held: None };
-        let thread = writer.spawn();
+        let thread = Writer {
+            engine,
+            inbox,
+            announce,
+            clock: clock.clone(),
+            held: None,
+            queue: queue.clone(),
+            checkpoint: None,
+        }
+        .spawn();
         let room = Arc::new(Semaphore::new(kib(config.queue_bytes) as usize));
         let writer = Mutex::new(Some(thread));
         let shared = Shared { keyspace, durable, clock, config, room, queue, writer };
@@ -182,6 +190,15 @@ impl Store {
         self.shared.queue.send(Message::Write(Box::new(job))).map_err(|_| StoreError::Closed)?;
         let outcome = answer.await.map_err(|_| StoreError::Closed)??;
         outcome.map_err(StoreError::Refused)
+    }
+}
+
+/// The last handle closes the store; nobody is left to wait for it.
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let (done, _) = oneshot::channel();
+        // It may be closed already.
+        let _ = self.queue.send(Message::Close(done));
     }
 }
 

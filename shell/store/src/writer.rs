@@ -3,10 +3,11 @@
 //! The one thread that may touch the log. Should it panic the process aborts: a half-applied
 //! batch must not be served, and the log has everything a restart needs.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub(crate) enum Message {
     Write(Box<Job>),
     /// Look at the clock: leases may have ended.
     Wake,
+    /// The checkpoint is written, or is not.
+    Checkpoint(io::Result<u64>),
     /// Finish and answer.
     Close(oneshot::Sender<()>),
 }
@@ -47,6 +50,9 @@ pub(crate) struct Writer {
     pub(crate) clock: Arc<dyn Clock>,
     /// The message that did not fit into the last batch.
     pub(crate) held: Option<Message>,
+    /// For the checkpoint thread.
+    pub(crate) queue: Sender<Message>,
+    pub(crate) checkpoint: Option<thread::JoinHandle<()>>,
 }
 
 impl Writer {
@@ -67,15 +73,41 @@ impl Writer {
             match message {
                 Message::Write(job) => self.commit(*job),
                 Message::Wake => {}
-                Message::Close(done) => {
-                    drop(self);
-                    // The one who asked may have left.
-                    let _ = done.send(());
-                    return;
-                }
+                Message::Checkpoint(result) => self.engine.end_checkpoint(result),
+                Message::Close(done) => return self.close(done),
             }
             self.expire();
+            self.checkpoint();
         }
+    }
+
+    /// Starts the checkpoint that is due. It has its own thread, because it takes long and only
+    /// reads; writes go on meanwhile.
+    fn checkpoint(&mut self) {
+        let Some(job) = self.engine.begin_checkpoint() else { return };
+        let queue = self.queue.clone();
+        let body = move || {
+            // A closed writer needs no answer: the next start finds the file.
+            let _ = queue.send(Message::Checkpoint(job.run()));
+        };
+        match thread::Builder::new().name("knarr-checkpoint".into()).spawn(body) {
+            Ok(thread) => self.checkpoint = Some(thread),
+            Err(error) => self.engine.end_checkpoint(Err(error)),
+        }
+    }
+
+    /// Lets everything go before it answers, the lock on the directory last.
+    fn close(mut self, done: oneshot::Sender<()>) {
+        if let Some(thread) = self.checkpoint.take() {
+            // A checkpoint that panicked left a temporary file for the next start to remove.
+            let _ = thread.join();
+        }
+        if let Err(error) = self.engine.seal() {
+            tracing::warn!(%error, "the log is closed without its mark");
+        }
+        drop(self);
+        // The one who asked may have left.
+        let _ = done.send(());
     }
 
     /// The next message; `Wake` when a lease ends first, `None` when nobody can send any more.

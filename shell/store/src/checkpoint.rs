@@ -1,0 +1,177 @@
+//! Checkpoints: the full state in one file, so that the log before it can go.
+//!
+//! Written under a temporary name, synced, renamed, and the directory synced; only then may the log
+//! shrink. The file is a header and records as in the log: each payload is a run of items, each
+//! with its length (4 bytes) before it; an empty payload ends the file.
+
+use std::io;
+use std::sync::Arc;
+
+use knarr_mvcc::{Item, Keyspace, Restore};
+
+use crate::config::Identity;
+use crate::disk::{Disk, DiskFile};
+use crate::error::OpenError;
+use crate::log::{TEMPORARY, parse_indexed};
+use crate::record::{FILE_HEADER, FileHeader, Magic, Record};
+
+const CHECKPOINT: &str = "checkpoint-";
+/// A record is closed once its payload is this long.
+const CHUNK: usize = 64 << 10;
+
+/// Name of the checkpoint after an index.
+pub(crate) fn checkpoint_name(index: u64) -> String {
+    format!("{CHECKPOINT}{index:016x}")
+}
+
+/// The index a checkpoint's name says.
+pub(crate) fn parse_checkpoint(name: &str) -> Option<u64> {
+    parse_indexed(name, CHECKPOINT)
+}
+
+/// A checkpoint to be written. It shares the values it holds and needs no lock, so that any
+/// thread may [`CheckpointJob::run`] it while the store goes on.
+#[derive(Debug)]
+pub struct CheckpointJob {
+    disk: Arc<dyn Disk>,
+    identity: Identity,
+    index: u64,
+    term: u64,
+    items: Vec<Item>,
+}
+
+impl CheckpointJob {
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        identity: Identity,
+        term: u64,
+        keyspace: &Keyspace,
+    ) -> Self {
+        let items = keyspace.snapshot().collect();
+        Self { disk, identity, index: keyspace.index(), term, items }
+    }
+
+    /// Writes the file and makes it durable; the index it stands for.
+    ///
+    /// # Errors
+    /// The disk's; the log is as it was, and a later checkpoint may succeed.
+    pub fn run(self) -> io::Result<u64> {
+        let temporary = format!("{TEMPORARY}checkpoint");
+        let done = self.write(&temporary).and_then(|()| {
+            self.disk.rename(&temporary, &checkpoint_name(self.index))?;
+            self.disk.sync_dir()
+        });
+        if done.is_err() {
+            // The space matters more than a second error.
+            let _ = self.disk.remove(&temporary);
+        }
+        done.map(|()| self.index)
+    }
+
+    fn write(&self, temporary: &str) -> io::Result<()> {
+        let mut out = Output { file: self.disk.create(temporary)?, offset: 0 };
+        let header =
+            FileHeader { magic: Magic::Checkpoint, identity: self.identity, index: self.index };
+        out.write(&header.encode())?;
+        let mut payload = Vec::with_capacity(2 * CHUNK);
+        let mut number = 1;
+        for item in &self.items {
+            let bytes = item.encode();
+            payload.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+            payload.extend_from_slice(&bytes);
+            if payload.len() >= CHUNK {
+                out.record(number, self.term, &payload)?;
+                payload.clear();
+                number += 1;
+            }
+        }
+        if !payload.is_empty() {
+            out.record(number, self.term, &payload)?;
+            number += 1;
+        }
+        out.record(number, self.term, &[])?;
+        out.file.sync_data()
+    }
+}
+
+/// A file that grows.
+struct Output {
+    file: Box<dyn DiskFile>,
+    offset: u64,
+}
+
+impl Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_at(self.offset, bytes)?;
+        self.offset += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn record(&mut self, index: u64, term: u64, payload: &[u8]) -> io::Result<()> {
+        let mut bytes = Vec::with_capacity(Record::size(payload.len()));
+        Record { index, term, committed: 0, payload }.encode(&mut bytes);
+        self.write(&bytes)
+    }
+}
+
+/// What a checkpoint held.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) keyspace: Keyspace,
+    pub(crate) identity: Identity,
+    pub(crate) term: u64,
+}
+
+/// Reads a checkpoint back.
+pub(crate) fn load(disk: &dyn Disk, index: u64) -> Result<Loaded, OpenError> {
+    let name = checkpoint_name(index);
+    let bytes = read_all(disk, &name)?;
+    let header = FileHeader::decode(&bytes, Magic::Checkpoint)
+        .map_err(|error| OpenError::header(&name, error))?;
+    let damaged = |offset: usize, what: &str| OpenError::corrupt(&name, offset, what);
+    if header.index != index {
+        return Err(damaged(32, "the index is not that of the name"));
+    }
+    let mut restore = Restore::new();
+    let mut offset = FILE_HEADER;
+    let mut number = 1;
+    let term = loop {
+        let record = Record::decode(&bytes[offset..])
+            .filter(|record| record.index == number)
+            .ok_or_else(|| damaged(offset, "the record's checksum is wrong"))?;
+        if record.payload.is_empty() {
+            break record.term;
+        }
+        push_items(&mut restore, record.payload).map_err(|what| damaged(offset, &what))?;
+        offset += Record::size(record.payload.len());
+        number += 1;
+    };
+    let keyspace = restore.finish().map_err(|error| damaged(offset, &error.to_string()))?;
+    if keyspace.index() != index {
+        return Err(damaged(FILE_HEADER, "the state is not that of the name"));
+    }
+    Ok(Loaded { keyspace, identity: header.identity, term })
+}
+
+fn push_items(restore: &mut Restore, mut payload: &[u8]) -> Result<(), String> {
+    while let Some((len, rest)) = payload.split_first_chunk::<4>() {
+        let len = u32::from_le_bytes(*len) as usize;
+        let (item, rest) = rest.split_at_checked(len).ok_or("an item is cut")?;
+        let item = Item::decode(item).map_err(|error| error.to_string())?;
+        restore.push(item).map_err(|error| error.to_string())?;
+        payload = rest;
+    }
+    if payload.is_empty() { Ok(()) } else { Err("an item is cut".into()) }
+}
+
+/// The bytes of a whole file.
+pub(crate) fn read_all(disk: &dyn Disk, name: &str) -> Result<Vec<u8>, OpenError> {
+    let read = || {
+        let file = disk.open(name)?;
+        let len = usize::try_from(file.len()?).map_err(io::Error::other)?;
+        let mut bytes = vec![0; len];
+        file.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    };
+    read().map_err(|source| OpenError::Io { file: name.into(), source })
+}

@@ -1,0 +1,178 @@
+//! Bytes that change after they were acknowledged: refused with file and offset, never guessed at.
+#![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use knarr_store::mvcc::{Command, KeyRange, LeaseId, Op, RangeResult, Revision, Txn};
+use knarr_store::sim::{Rng, SimDisk};
+use knarr_store::{Disk as _, Engine, Entry, Identity, OpenError, StoreConfig};
+
+/// Size of a record without a command.
+const MARK: usize = 40;
+
+fn config() -> StoreConfig {
+    StoreConfig { segment_bytes: 4096, checkpoint_bytes: 8000, ..StoreConfig::default() }
+}
+
+fn open(disk: &SimDisk) -> Result<Engine, OpenError> {
+    Engine::open(Arc::new(disk.clone()), config())
+}
+
+fn put(number: u64) -> Entry {
+    let key = Bytes::from(format!("key-{number}"));
+    let value = Bytes::from(vec![number as u8; 40 + (number as usize * 37) % 300]);
+    let put = Op::Put { key, value, lease: LeaseId(0) };
+    Entry::new(Command::Txn(Txn { success: vec![put], ..Txn::default() }))
+}
+
+fn all(engine: &Engine) -> RangeResult {
+    engine.keyspace().read().unwrap().range(&KeyRange::prefix(""), Revision(0), 0).unwrap()
+}
+
+fn write(engine: &mut Engine, numbers: std::ops::Range<u64>) {
+    for number in numbers {
+        engine.commit(&[put(number)]).unwrap().remove(0).unwrap();
+    }
+}
+
+/// A closed store with a checkpoint and several segments, and what it holds.
+fn filled() -> (SimDisk, RangeResult) {
+    let disk = SimDisk::default();
+    let mut engine = open(&disk).unwrap();
+    write(&mut engine, 0..60);
+    let job = engine.begin_checkpoint().unwrap();
+    write(&mut engine, 60..80);
+    engine.end_checkpoint(job.run());
+    write(&mut engine, 80..100);
+    engine.seal().unwrap();
+    let held = all(&engine);
+    (disk, held)
+}
+
+fn read(disk: &SimDisk, name: &str) -> Vec<u8> {
+    let file = disk.open(name).unwrap();
+    let mut bytes = vec![0; file.len().unwrap() as usize];
+    file.read_at(0, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn any_flipped_byte_is_refused_or_harmless() {
+    let (mut disk, held) = filled();
+    let names = disk.list().unwrap();
+    assert!(names.iter().any(|name| name.starts_with("checkpoint-")));
+    assert!(names.iter().filter(|name| name.starts_with("log-")).count() > 2, "{names:?}");
+    for name in &names {
+        let bytes = read(&disk, name);
+        for offset in (0..bytes.len()).step_by(3) {
+            disk.flip(name, offset, 0x20);
+            match open(&disk) {
+                // Only the closing mark, which holds no command, and the unused rest behind it.
+                Ok(engine) => {
+                    let rest = &bytes[bytes.len().min(offset + MARK)..];
+                    assert!(rest.iter().all(|&byte| byte == 0), "{name} at {offset}");
+                    assert_eq!(Some(name), names.last());
+                    assert_eq!(all(&engine), held, "{name} at {offset}");
+                    disk = filled().0;
+                }
+                Err(OpenError::Corrupt { file, offset: at, .. }) => {
+                    assert_eq!(&file, name);
+                    assert!(at as usize <= offset, "{name}: {at} reported for {offset}");
+                    disk.flip(name, offset, 0x20);
+                }
+                Err(error) => panic!("{name} at {offset}: {error}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn the_error_names_file_and_offset() {
+    let (disk, _) = filled();
+    let name = disk.list().unwrap().into_iter().rfind(|name| name.starts_with("log-")).unwrap();
+    disk.flip(&name, 70, 1);
+    let error = open(&disk).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        format!(
+            "{name} is damaged at offset 64: {}",
+            "the record here is broken, but was acknowledged"
+        )
+    );
+}
+
+/// All but the last segment: a log without its end looks like a shorter log.
+#[test]
+fn a_missing_file_is_refused() {
+    let (disk, _) = filled();
+    let mut names = disk.list().unwrap();
+    names.pop();
+    for name in names {
+        let (disk, _) = filled();
+        disk.remove(&name).unwrap();
+        assert!(matches!(open(&disk), Err(OpenError::Corrupt { .. })), "without {name}");
+    }
+}
+
+#[test]
+fn files_of_two_clusters_are_not_mixed() {
+    let (disk, _) = filled();
+    let other = SimDisk::default();
+    let identity = Identity { cluster: 7, member: 1 };
+    let mut engine =
+        Engine::open(Arc::new(other.clone()), StoreConfig { identity, ..config() }).unwrap();
+    assert_eq!(engine.identity(), identity);
+    write(&mut engine, 0..100);
+    let names = disk.list().unwrap();
+    let last = names.iter().rfind(|name| name.starts_with("log-")).unwrap();
+    copy(&other, &other.list().unwrap()[0], &disk, last);
+    let error = open(&disk).unwrap_err();
+    assert!(matches!(error, OpenError::Corrupt { .. }), "{error}");
+    drop(engine);
+    let again = Engine::open(Arc::new(other), config()).unwrap();
+    assert_eq!(again.identity(), identity, "an existing directory keeps its identity");
+}
+
+#[test]
+fn a_newer_format_is_refused_by_name() {
+    let disk = SimDisk::default();
+    drop(open(&disk).unwrap());
+    let name = disk.list().unwrap().remove(0);
+    let mut header = vec![0; 64];
+    let mut file = disk.open(&name).unwrap();
+    file.read_at(0, &mut header).unwrap();
+    header[12] = 9;
+    let crc = crc32fast::hash(&header[..60]);
+    header[60..].copy_from_slice(&crc.to_le_bytes());
+    file.write_at(0, &header).unwrap();
+    let error = open(&disk).unwrap_err().to_string();
+    assert_eq!(error, format!("{name} needs a knarr that reads format 9 or newer"));
+}
+
+/// A record that was never acknowledged goes, and its remains never come back behind later ones.
+#[test]
+fn a_torn_tail_is_cut_for_good() {
+    for seed in 0..300 {
+        let mut rng = Rng::new(seed);
+        let disk = SimDisk::default();
+        let mut engine = open(&disk).unwrap();
+        write(&mut engine, 0..5);
+        disk.crash_after(1 + rng.below(2));
+        let batch: Vec<Entry> = (5..12).map(put).collect();
+        assert!(engine.commit(&batch).is_err());
+        disk.crash(rng.draw());
+        let mut engine = open(&disk).unwrap();
+        let kept = all(&engine).count;
+        assert!((5..=12).contains(&kept));
+        // A shorter record over the torn one: old bytes must not follow it.
+        engine.commit(&[put(0)]).unwrap();
+        let now = all(&engine);
+        drop(engine);
+        assert_eq!(all(&open(&disk).unwrap()), now, "seed {seed}");
+    }
+}
+
+fn copy(from: &SimDisk, source: &str, to: &SimDisk, target: &str) {
+    to.create(target).unwrap().write_at(0, &read(from, source)).unwrap();
+}
