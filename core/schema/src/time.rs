@@ -63,7 +63,7 @@ fn parse(text: &str, precision: Precision) -> Result<(i64, u32), Fault> {
     let year = number(&mut rest, 4, "2006")?;
     literal(&mut rest, "-")?;
     let month = number(&mut rest, 2, "01")?;
-    check(month >= 1 && month <= 12, "month")?;
+    check((1..=12).contains(&month), "month")?;
     literal(&mut rest, "-")?;
     let day = number(&mut rest, 2, "02")?;
     literal(&mut rest, "T")?;
@@ -80,7 +80,7 @@ fn parse(text: &str, precision: Precision) -> Result<(i64, u32), Fault> {
     if !rest.is_empty() {
         return Err(Fault::Extra(rest.to_string()));
     }
-    check(day >= 1 && day <= days_in(year, month), "day")?;
+    check((1..=days_in(year, month)).contains(&day), "day")?;
     let clock = hour * 3600 + minute * 60 + second;
     Ok((days_since_epoch(year, month, day) * 86_400 + clock - offset, micros))
 }

@@ -63,8 +63,8 @@ pub(crate) fn marker<'a>(markers: &'a [String], key: &str) -> Option<&'a str> {
 
 /// Reads every hand-written file of a package folder.
 pub(crate) fn read_package(dir: &Path) -> Result<Package, String> {
-    let mut package = Package::default();
-    package.name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut package = Package { name, ..Package::default() };
     let mut files: Vec<_> = fs::read_dir(dir)
         .map_err(|e| format!("{}: {e}", dir.display()))?
         .filter_map(|entry| entry.ok().map(|e| e.path()))
@@ -183,7 +183,7 @@ fn read_member(line: &str) -> Option<Member> {
     Some(Member { name: name.to_owned(), go_type: go_type.to_owned(), tags, markers: Vec::new() })
 }
 
-/// `	Name Type = "value"` inside or outside a const block.
+/// `Name Type = "value"` inside or outside a const block.
 fn read_const(line: &str, package: &mut Package) {
     let Some((decl, value)) = line.split_once(" = \"") else { return };
     let words: Vec<&str> = decl.split_whitespace().filter(|w| *w != "const").collect();
