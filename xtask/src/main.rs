@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 mod kinds;
 mod tidy;
+mod types;
 
 /// One chore: its name, what it is for, and what runs it with the remaining arguments.
 type Chore = (&'static str, &'static str, fn(&[String]) -> Result<(), String>);
@@ -12,6 +13,9 @@ type Chore = (&'static str, &'static str, fn(&[String]) -> Result<(), String>);
 const CHORES: &[Chore] = &[
     ("tidy", "check the rules that no compiler checks", tidy::run),
     ("kinds", "write core/api/data/kinds.txt: --discovery DIR --swagger FILE", kinds::run),
+    ("types", "write core/schema/data/types.txt: --go-api DIR --go-apimachinery DIR", |args| {
+        types::run(args).map(|text| print!("{text}"))
+    }),
 ];
 
 fn main() -> ExitCode {

@@ -7,6 +7,7 @@ extern crate alloc;
 
 mod catalog;
 pub mod names;
+pub mod quantity;
 mod selector;
 mod status;
 

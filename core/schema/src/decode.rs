@@ -1,9 +1,21 @@
 //! Typed decoding with Go's error texts: the tree that comes out holds only known fields.
-use crate::table::{Schema, TypeId};
-use alloc::string::String;
+//!
+//! One pass over serde's events, steered by the table, serves bytes and trees alike. Like Go's
+//! decoder it goes on after a value of the wrong type and reports the first one; a value that its
+//! own parser refuses (quantity, time, base64) is reported before all others.
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use alloc::{format, vec};
 use core::fmt;
-use serde_json::Value;
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+use crate::scalar;
+use crate::table::{Schema, Shape, TypeDef, TypeId};
+
+/// Strict decoding reports at most this many issues, as upstream does.
+const MAX_ISSUES: usize = 100;
 
 /// A decoded object and what strict decoding has to say about it.
 #[derive(Debug)]
@@ -33,8 +45,9 @@ impl fmt::Display for FieldIssue {
 }
 
 /// `strict decoding error: …` over all issues, as upstream words it.
-pub fn strict_error(_issues: &[FieldIssue]) -> String {
-    String::new()
+pub fn strict_error(issues: &[FieldIssue]) -> String {
+    let texts: Vec<String> = issues.iter().map(FieldIssue::to_string).collect();
+    format!("strict decoding error: {}", texts.join(", "))
 }
 
 /// Why bytes are not an object of the type; Display is Go's text.
@@ -57,14 +70,386 @@ impl core::error::Error for DecodeError {}
 
 impl Schema {
     /// Decodes JSON bytes as an object of type `id`.
-    pub fn decode(&self, _id: TypeId, json: &[u8]) -> Result<Decoded, DecodeError> {
-        let tree =
-            serde_json::from_slice(json).map_err(|e| DecodeError::Syntax(alloc::format!("{e}")))?;
-        Ok(Decoded { tree, issues: Vec::new() })
+    pub fn decode(&self, id: TypeId, json: &[u8]) -> Result<Decoded, DecodeError> {
+        let mut parser = serde_json::Deserializer::from_slice(json);
+        let mut cx = Cx::new(self);
+        let tree = run(&mut cx, id, &mut parser)?;
+        parser.end().map_err(syntax)?;
+        Ok(Decoded { tree, issues: cx.issues })
     }
 
     /// The same for a tree that is parsed already (YAML, a patched object).
-    pub fn decode_value(&self, _id: TypeId, value: &Value) -> Result<Decoded, DecodeError> {
-        Ok(Decoded { tree: value.clone(), issues: Vec::new() })
+    pub fn decode_value(&self, id: TypeId, value: &Value) -> Result<Decoded, DecodeError> {
+        let mut cx = Cx::new(self);
+        let tree = run(&mut cx, id, value)?;
+        Ok(Decoded { tree, issues: cx.issues })
+    }
+}
+
+fn run<'de, D>(cx: &mut Cx<'_>, id: TypeId, input: D) -> Result<Value, DecodeError>
+where
+    D: Deserializer<'de, Error = serde_json::Error>,
+{
+    let shape = Shape::Ref(id);
+    let tree = Seed { cx, shape: &shape, go: None }.deserialize(input);
+    match (cx.error.take(), tree) {
+        (Some(error), _) => Err(DecodeError::Type(error.text)),
+        (None, Ok(tree)) => Ok(tree),
+        (None, Err(error)) => Err(syntax(error)),
+    }
+}
+
+fn syntax(error: serde_json::Error) -> DecodeError {
+    DecodeError::Syntax(error.to_string())
+}
+
+/// Where decoding stands and what it has found.
+struct Cx<'s> {
+    schema: &'s Schema,
+    issues: Vec<FieldIssue>,
+    error: Option<Found>,
+    /// `spec.containers[0]`, for strict issues.
+    strict_path: String,
+    /// `spec`, `containers`: Go's error path has no indexes and no map keys.
+    fields: Vec<&'s str>,
+    /// Name of the innermost struct.
+    owner: &'s str,
+}
+
+struct Found {
+    text: String,
+    fatal: bool,
+}
+
+impl<'s> Cx<'s> {
+    fn new(schema: &'s Schema) -> Self {
+        Cx {
+            schema,
+            issues: vec![],
+            error: None,
+            strict_path: String::new(),
+            fields: vec![],
+            owner: "",
+        }
+    }
+
+    /// A value of the wrong type: the first one is reported.
+    fn mismatch(&mut self, value: &str, go_type: &str) {
+        if self.error.is_none() {
+            let text = self.mismatch_text(value, go_type);
+            self.error = Some(Found { text, fatal: false });
+        }
+    }
+
+    fn mismatch_text(&self, value: &str, go_type: &str) -> String {
+        if self.owner.is_empty() {
+            return format!("json: cannot unmarshal {value} into Go value of type {go_type}");
+        }
+        let (owner, path) = (self.owner, self.fields.join("."));
+        format!(
+            "json: cannot unmarshal {value} into Go struct field {owner}.{path} of type {go_type}"
+        )
+    }
+
+    /// A value its own parser refuses: Go stops there.
+    fn refuse(&mut self, text: String) {
+        if !self.error.as_ref().is_some_and(|e| e.fatal) {
+            self.error = Some(Found { text, fatal: true });
+        }
+    }
+
+    fn issue(&mut self, make: fn(String) -> FieldIssue, key: &str) {
+        let dot = if self.strict_path.is_empty() { "" } else { "." };
+        let issue = make(format!("{}{dot}{key}", self.strict_path));
+        if self.issues.len() < MAX_ISSUES && !self.issues.contains(&issue) {
+            self.issues.push(issue);
+        }
+    }
+
+    /// Runs `f` one step deeper in the strict path.
+    fn step<T>(&mut self, key: Step<'_>, f: impl FnOnce(&mut Self) -> T) -> T {
+        let length = self.strict_path.len();
+        match key {
+            Step::Key(key) if length > 0 => {
+                self.strict_path.push('.');
+                self.strict_path.push_str(key);
+            }
+            Step::Key(key) => self.strict_path.push_str(key),
+            Step::Index(index) => self.strict_path.push_str(&format!("[{index}]")),
+        }
+        let result = f(self);
+        self.strict_path.truncate(length);
+        result
+    }
+}
+
+enum Step<'a> {
+    Key(&'a str),
+    Index(usize),
+}
+
+/// One value to decode: its shape, and Go's name for it where the shape does not tell.
+struct Seed<'c, 's, 'a> {
+    cx: &'c mut Cx<'s>,
+    shape: &'a Shape,
+    go: Option<&'a str>,
+}
+
+impl<'de> DeserializeSeed<'de> for Seed<'_, '_, '_> {
+    type Value = Value;
+    fn deserialize<D: Deserializer<'de>>(self, input: D) -> Result<Value, D::Error> {
+        input.deserialize_any(self)
+    }
+}
+
+impl Seed<'_, '_, '_> {
+    fn wrong(self, value: &str) -> Value {
+        let go_type = self.go_type();
+        self.cx.mismatch(value, &go_type);
+        Value::Null
+    }
+
+    fn go_type(&self) -> String {
+        self.go.map_or_else(|| go_type(self.cx.schema, self.shape), ToString::to_string)
+    }
+
+    fn scalar<E: fmt::Display>(self, result: Result<Value, E>) -> Value {
+        result.unwrap_or_else(|error| {
+            self.cx.refuse(error.to_string());
+            Value::Null
+        })
+    }
+
+    fn number(self, number: serde_json::Number) -> Value {
+        let fits = match self.shape {
+            Shape::Int32 | Shape::IntOrString => {
+                number.as_i64().is_some_and(|n| i32::try_from(n).is_ok())
+            }
+            Shape::Int64 => number.is_i64(),
+            Shape::Float64 | Shape::Json => true,
+            Shape::Quantity => return self.scalar(scalar::quantity(&number.to_string())),
+            Shape::Time | Shape::MicroTime => {
+                let text = self.cx.mismatch_text("number", "string");
+                self.cx.refuse(text);
+                return Value::Null;
+            }
+            _ => return self.wrong_shape("number"),
+        };
+        if fits {
+            return Value::Number(number);
+        }
+        let literal = format!("number {number}");
+        if *self.shape == Shape::IntOrString {
+            let text = self.cx.mismatch_text(&literal, "int32");
+            self.cx.refuse(text);
+            return Value::Null;
+        }
+        self.wrong(&literal)
+    }
+
+    /// A scalar of a kind the shape never takes.
+    fn wrong_shape(self, value: &str) -> Value {
+        let inner = match self.shape {
+            Shape::IntOrString => "int32",
+            Shape::Time | Shape::MicroTime => "string",
+            Shape::Quantity => return self.scalar(scalar::quantity(value)),
+            Shape::SchemaOrBool(_) => {
+                self.cx.refuse("boolean or JSON schema expected".to_string());
+                return Value::Null;
+            }
+            Shape::SchemaOrArray(_) | Shape::SchemaOrStrings(_) => return Value::Null,
+            _ => return self.wrong(value),
+        };
+        let text = self.cx.mismatch_text(value, inner);
+        self.cx.refuse(text);
+        Value::Null
+    }
+}
+
+impl<'de> Visitor<'de> for Seed<'_, '_, '_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(match self.shape {
+            Shape::Bool | Shape::Json | Shape::SchemaOrBool(_) => Value::Bool(value),
+            _ => self.wrong_shape("bool"),
+        })
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(self.number(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(self.number(value.into()))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        let number = serde_json::Number::from_f64(value);
+        number.map(|n| self.number(n)).ok_or_else(|| E::custom("number out of range"))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(match self.shape {
+            Shape::String | Shape::Json | Shape::IntOrString => Value::from(text),
+            Shape::Quantity => self.scalar(scalar::quantity(text)),
+            Shape::Time => self.scalar(scalar::time(text)),
+            Shape::MicroTime => self.scalar(scalar::micro_time(text)),
+            Shape::Bytes => self.scalar(scalar::bytes(text)),
+            _ => self.wrong_shape("string"),
+        })
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        match self.shape {
+            Shape::List(element) => {
+                let go = self.go.and_then(|go| go.strip_prefix("[]"));
+                list(self.cx, element, go, seq)
+            }
+            Shape::Json => any_seq(seq),
+            Shape::SchemaOrArray(id) => {
+                schema_or(self.cx, |cx| list(cx, &Shape::Ref(*id), None, seq))
+            }
+            Shape::SchemaOrStrings(_) => list(self.cx, &Shape::String, None, seq),
+            _ => {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(self.wrong_shape("array"))
+            }
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        match self.shape {
+            Shape::Ref(id) => object(self.cx, *id, map),
+            Shape::Map(element) => {
+                let go = self.go.and_then(|go| go.strip_prefix("map[")?.split_once(']'));
+                string_map(self.cx, element, go.map(|(_, value)| value), map)
+            }
+            Shape::Json => any_map(map),
+            Shape::SchemaOrArray(id) | Shape::SchemaOrBool(id) | Shape::SchemaOrStrings(id) => {
+                schema_or(self.cx, |cx| object(cx, *id, map))
+            }
+            _ => {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(self.wrong_shape("object"))
+            }
+        }
+    }
+}
+
+fn list<'de, A: SeqAccess<'de>>(
+    cx: &mut Cx<'_>,
+    shape: &Shape,
+    go: Option<&str>,
+    mut seq: A,
+) -> Result<Value, A::Error> {
+    let mut items = Vec::new();
+    loop {
+        let index = Step::Index(items.len());
+        let next = cx.step(index, |cx| seq.next_element_seed(Seed { cx, shape, go }))?;
+        match next {
+            Some(item) => items.push(filled(item, shape)),
+            None => return Ok(Value::Array(items)),
+        }
+    }
+}
+
+fn string_map<'de, A: MapAccess<'de>>(
+    cx: &mut Cx<'_>,
+    shape: &Shape,
+    go: Option<&str>,
+    mut map: A,
+) -> Result<Value, A::Error> {
+    let mut entries = Map::new();
+    while let Some(key) = map.next_key::<String>()? {
+        if entries.contains_key(&key) {
+            cx.issue(FieldIssue::Duplicate, &key);
+        }
+        let value = cx.step(Step::Key(&key), |cx| map.next_value_seed(Seed { cx, shape, go }))?;
+        entries.insert(key, filled(value, shape));
+    }
+    Ok(Value::Object(entries))
+}
+
+/// Null as an element of a list or map is the zero value of the element.
+fn filled(item: Value, shape: &Shape) -> Value {
+    if item.is_null() { scalar::zero(shape) } else { item }
+}
+
+fn object<'de, A: MapAccess<'de>>(
+    cx: &mut Cx<'_>,
+    id: TypeId,
+    mut map: A,
+) -> Result<Value, A::Error> {
+    let def = cx.schema.get(id);
+    let outer = core::mem::replace(&mut cx.owner, def.short_name());
+    let mut seen: Vec<&str> = Vec::new();
+    let mut entries = Map::new();
+    while let Some(key) = map.next_key::<String>()? {
+        let Some(field) = def.field(&key) else {
+            cx.issue(FieldIssue::Unknown, &key);
+            map.next_value::<IgnoredAny>()?;
+            continue;
+        };
+        if seen.contains(&field.name.as_ref()) {
+            cx.issue(FieldIssue::Duplicate, &key);
+        }
+        seen.push(&field.name);
+        cx.fields.push(&field.name);
+        let (shape, go) = (&field.shape, field.go());
+        let value = cx.step(Step::Key(&key), |cx| map.next_value_seed(Seed { cx, shape, go }))?;
+        cx.fields.pop();
+        if !value.is_null() {
+            entries.insert(key, value);
+        }
+    }
+    cx.owner = outer;
+    Ok(Value::Object(entries))
+}
+
+/// Go decodes these with a decoder of their own, which is not strict.
+fn schema_or<T>(cx: &mut Cx<'_>, f: impl FnOnce(&mut Cx<'_>) -> T) -> T {
+    let issues = cx.issues.len();
+    let result = f(cx);
+    cx.issues.truncate(issues);
+    result
+}
+
+fn any_seq<'de, A: SeqAccess<'de>>(seq: A) -> Result<Value, A::Error> {
+    serde::Deserialize::deserialize(serde::de::value::SeqAccessDeserializer::new(seq))
+}
+
+fn any_map<'de, A: MapAccess<'de>>(map: A) -> Result<Value, A::Error> {
+    serde::Deserialize::deserialize(serde::de::value::MapAccessDeserializer::new(map))
+}
+
+/// Go's name of a type that has no name of its own.
+fn go_type(schema: &Schema, shape: &Shape) -> String {
+    match shape {
+        Shape::String => "string".into(),
+        Shape::Bool => "bool".into(),
+        Shape::Int32 => "int32".into(),
+        Shape::Int64 => "int64".into(),
+        Shape::Float64 => "float64".into(),
+        Shape::Bytes => "[]uint8".into(),
+        Shape::Ref(id) => TypeDef::go_name(schema.get(*id)).into(),
+        Shape::List(inner) => format!("[]{}", go_type(schema, inner)),
+        Shape::Map(inner) => format!("map[string]{}", go_type(schema, inner)),
+        Shape::Quantity => "resource.Quantity".into(),
+        Shape::IntOrString => "intstr.IntOrString".into(),
+        Shape::Time => "v1.Time".into(),
+        Shape::MicroTime => "v1.MicroTime".into(),
+        Shape::Json => "runtime.RawExtension".into(),
+        Shape::SchemaOrArray(_) => "v1.JSONSchemaPropsOrArray".into(),
+        Shape::SchemaOrBool(_) => "v1.JSONSchemaPropsOrBool".into(),
+        Shape::SchemaOrStrings(_) => "v1.JSONSchemaPropsOrStringArray".into(),
     }
 }

@@ -16,11 +16,14 @@ mod encode;
 mod normalize;
 mod openapi;
 mod patch;
+mod rules;
+mod scalar;
 mod strategic;
 mod table;
+mod time;
 
 pub use decode::{DecodeError, Decoded, FieldIssue, strict_error};
-pub use encode::{encode, resource_version_offset, with_resource_version};
+pub use encode::{encode, resource_version_offset, resource_version_text, with_resource_version};
 pub use openapi::{ApiKind, ApiSubresource, Scope};
 pub use patch::{PatchError, json_patch, merge_patch};
-pub use table::{Field, ListKind, Presence, Schema, Shape, TypeDef, TypeId};
+pub use table::{Extra, Field, ListKind, Presence, Schema, Shape, TypeDef, TypeId};
