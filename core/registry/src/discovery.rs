@@ -57,6 +57,14 @@ pub(crate) fn serve(
         ["openapi", "v3"] => json(openapi_index(world)),
         ["openapi", "v3", "api", version] => openapi(world, "", version),
         ["openapi", "v3", "apis", group, version] => openapi(world, group, version),
+        ["healthz" | "livez" | "readyz", ..]
+        | ["metrics"]
+        | [".well-known", "openid-configuration"]
+        | ["openid", "v1", "jwks"] => {
+            let mut response = Response::text(200, "");
+            response.body = crate::response::Body::Own(info.path.clone());
+            Ok(response)
+        }
         [] => json(json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics",
             "/openapi/v3", "/readyz", "/version"]})),
         _ => Err(Status::no_such_path()),

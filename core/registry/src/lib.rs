@@ -33,10 +33,10 @@ mod views;
 mod watch;
 mod write;
 
-pub use auth::Credential;
+pub use auth::{Claims, Credential};
 pub use call::{Answer, Ask, Call, Config, Step, World};
-pub use object::Snapshot;
+pub use object::{Snapshot, pieces};
 pub use request::{Method, Request, RequestInfo, User};
 pub use response::{Body, NodeStream, Response};
 pub use views::Views;
-pub use watch::{WatchSpec, WatchStart};
+pub use watch::{EventType, Seen, WatchSpec, WatchStart};

@@ -79,7 +79,7 @@ pub(crate) fn set_revision(tree: &mut Value, revision: Revision) {
 }
 
 /// Stored bytes as they are sent: head, resourceVersion, tail; the bytes are shared, not copied.
-pub(crate) fn pieces(value: &Bytes, revision: Revision, out: &mut Vec<Bytes>) {
+pub fn pieces(value: &Bytes, revision: Revision, out: &mut Vec<Bytes>) {
     let Some(at) = knarr_schema::resource_version_offset(value) else {
         out.push(value.clone());
         return;

@@ -32,6 +32,8 @@ pub enum Body {
     Watch(WatchSpec),
     /// A stream from a node.
     Node(NodeStream),
+    /// A page about the server process itself: health, metrics, token keys. Its path.
+    Own(String),
 }
 
 /// An answer.
@@ -76,7 +78,7 @@ impl Response {
         match &self.body {
             Body::Chunks(chunks) if chunks.len() == 1 => Some(chunks[0].clone()),
             Body::Chunks(chunks) => Some(chunks.concat().into()),
-            Body::Watch(_) | Body::Node(_) => None,
+            Body::Watch(_) | Body::Node(_) | Body::Own(_) => None,
         }
     }
 }

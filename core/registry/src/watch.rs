@@ -27,6 +27,44 @@ pub enum WatchStart {
     Initial,
 }
 
+/// What a watcher is told of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventType {
+    /// It is there (again).
+    Added,
+    /// It changed.
+    Modified,
+    /// It is gone, or matches no longer.
+    Deleted,
+}
+
+impl EventType {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Added => "ADDED",
+            Self::Modified => "MODIFIED",
+            Self::Deleted => "DELETED",
+        }
+    }
+}
+
+/// One thing a watcher sees.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// What happened.
+    pub event: EventType,
+    /// The object's bytes, without resourceVersion; of a deleted one the last there were.
+    pub value: Bytes,
+    /// The revision at which it happened.
+    pub revision: Revision,
+}
+
+impl Seen {
+    fn new(event: EventType, value: Bytes, revision: Revision) -> Self {
+        Self { event, value, revision }
+    }
+}
+
 /// A watch, as decided by the pipeline.
 #[derive(Clone, Debug)]
 pub struct WatchSpec {
@@ -51,32 +89,35 @@ impl WatchSpec {
         &self.kind
     }
 
-    /// The events that stand for what there is now.
-    pub fn initial(&self, snapshot: Snapshot<'_>, now: Timestamp, out: &mut Vec<Bytes>) {
+    /// What stands for what there is now.
+    pub fn initial(&self, snapshot: Snapshot<'_>) -> Vec<Seen> {
         let found = snapshot.keyspace().iter(&self.range, snapshot.revision());
-        for kv in found.into_iter().flatten().filter(|kv| self.filter.matches(&kv.value)) {
-            self.put("ADDED", &kv.value, kv.mod_revision, now, out);
-        }
+        let found = found.into_iter().flatten().filter(|kv| self.filter.matches(&kv.value));
+        found.map(|kv| Seen::new(EventType::Added, kv.value.clone(), kv.mod_revision)).collect()
     }
 
-    /// One change as its watcher sees it; nothing when it does not concern the selector.
-    pub fn encode(&self, event: &Event, now: Timestamp, out: &mut Vec<Bytes>) {
+    /// One change as its watcher sees it; nothing when it does not concern the selector. An object
+    /// that stops matching is deleted, as far as this watcher goes.
+    pub fn see(&self, event: &Event) -> Option<Seen> {
         let selected = |kv: &Option<KeyValue>| {
             kv.as_ref().filter(|kv| self.filter.matches(&kv.value)).map(|kv| kv.value.clone())
         };
-        match (selected(&event.old), selected(&event.new)) {
-            (Some(_), Some(new)) => self.put("MODIFIED", &new, event.revision, now, out),
-            (None, Some(new)) => self.put("ADDED", &new, event.revision, now, out),
-            (Some(old), None) => self.put("DELETED", &old, event.revision, now, out),
-            (None, None) => {}
-        }
+        let (kind, value) = match (selected(&event.old), selected(&event.new)) {
+            (Some(_), Some(new)) => (EventType::Modified, new),
+            (None, Some(new)) => (EventType::Added, new),
+            (Some(old), None) => (EventType::Deleted, old),
+            (None, None) => return None,
+        };
+        Some(Seen::new(kind, value, event.revision))
     }
 
-    fn put(&self, what: &str, value: &Bytes, at: Revision, now: Timestamp, out: &mut Vec<Bytes>) {
+    /// What was seen, as it goes over the wire.
+    pub fn encode(&self, seen: &Seen, now: Timestamp, out: &mut Vec<Bytes>) {
+        let what = seen.event.name();
         out.push(format!("{{\"type\":\"{what}\",\"object\":").into());
         match self.rendering {
-            Rendering::Object => pieces(value, at, out),
-            rendering => out.push(render(&self.kind, rendering, value, at, now).into()),
+            Rendering::Object => pieces(&seen.value, seen.revision, out),
+            other => out.push(render(&self.kind, other, &seen.value, seen.revision, now).into()),
         }
         out.push(Bytes::from_static(b"}\n"));
     }

@@ -116,6 +116,11 @@ impl Authority {
         (self.token_key.serialize_pem(), self.token_key.public_key_pem())
     }
 
+    /// The public half of that key, as an uncompressed point.
+    pub fn token_public_point(&self) -> &[u8] {
+        self.token_key.public_key_raw()
+    }
+
     /// A new key and a certificate for it.
     ///
     /// # Errors

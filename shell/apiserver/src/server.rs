@@ -1,0 +1,281 @@
+//! The pump around the pipeline.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use knarr_api::{Reason, Status};
+use knarr_pki::{Authority, PkiError, Signed};
+use knarr_registry::{
+    Answer, Ask, Body, Call, Config, Credential, Method, Request, Response, Snapshot, Step, User,
+    Views, WatchSpec, World, bootstrap,
+};
+use knarr_schema::Schema;
+use knarr_store::{Store, StoreError};
+use rustls::ClientConfig;
+use tracing::{info, warn};
+
+use crate::metrics::Metrics;
+use crate::tokens::Tokens;
+use crate::watcher::Watcher;
+
+/// What a server is made of.
+pub struct ServerConfig {
+    /// What the pipeline has to know.
+    pub pipeline: Config,
+    /// The client certificate for talking to nodes.
+    pub node_client: Signed,
+}
+
+/// Why a server cannot start.
+#[derive(Debug)]
+pub enum StartError {
+    /// Keys or certificates are of no use.
+    Pki(PkiError),
+    /// A bootstrap object was refused.
+    Bootstrap(String),
+}
+
+impl std::error::Error for StartError {}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pki(error) => write!(f, "keys and certificates: {error}"),
+            Self::Bootstrap(why) => write!(f, "bootstrap objects: {why}"),
+        }
+    }
+}
+
+/// The API server; clones of its `Arc` share it.
+pub struct Server {
+    store: Store,
+    views: RwLock<Arc<Views>>,
+    config: Config,
+    tokens: Tokens,
+    ready: AtomicBool,
+    pub(crate) metrics: Metrics,
+    pub(crate) node_tls: Arc<ClientConfig>,
+}
+
+impl Server {
+    /// A server over a store. It answers requests; [`Server::bootstrap`] makes it ready.
+    ///
+    /// # Errors
+    /// When the key material is of no use.
+    pub fn new(
+        store: Store,
+        authority: &Authority,
+        config: ServerConfig,
+    ) -> Result<Arc<Self>, StartError> {
+        let node_tls = knarr_pki::client_config(authority.certificate(), Some(&config.node_client))
+            .map_err(StartError::Pki)?;
+        let tokens = Tokens::new(&config.pipeline.issuer, authority).map_err(StartError::Pki)?;
+        Ok(Arc::new(Self {
+            store,
+            views: RwLock::new(Arc::new(Views::new(Schema::builtin()))),
+            config: config.pipeline,
+            tokens,
+            ready: AtomicBool::new(false),
+            metrics: Metrics::new(),
+            node_tls,
+        }))
+    }
+
+    /// Makes the objects that every cluster starts with, where they are missing.
+    ///
+    /// # Errors
+    /// When one of them is refused.
+    pub async fn bootstrap(self: &Arc<Self>) -> Result<(), StartError> {
+        let mut made = 0;
+        for object in bootstrap::objects() {
+            let response = self.create(&object).await;
+            match response.code {
+                201 => made += 1,
+                409 => {}
+                _ => {
+                    let text = response.bytes().unwrap_or_default();
+                    let text = String::from_utf8_lossy(&text).into_owned();
+                    return Err(StartError::Bootstrap(text));
+                }
+            }
+        }
+        if made > 0 {
+            info!(objects = made, "bootstrap objects created");
+        }
+        self.ready.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Creates an object as the server itself.
+    pub async fn create(self: &Arc<Self>, object: &serde_json::Value) -> Response {
+        let path = self.collection_path(object);
+        let user = User::new("system:apiserver", &["system:masters"]);
+        let mut request = Request::new(Method::Post, path, Credential::Component(user));
+        request.body = serde_json::to_vec(object).expect("a tree has a JSON form").into();
+        self.call(request).await
+    }
+
+    /// Where objects like this one are created.
+    fn collection_path(&self, object: &serde_json::Value) -> String {
+        let word = |pointer: &str| object.pointer(pointer).and_then(|v| v.as_str()).unwrap_or("");
+        let (api_version, namespace) = (word("/apiVersion"), word("/metadata/namespace"));
+        let views = self.views();
+        let kind = views.catalog.kind(api_version, word("/kind"));
+        let plural = kind.map_or("", |kind| kind.plural.as_str());
+        let root = if api_version.contains('/') { "apis" } else { "api" };
+        match namespace {
+            "" => format!("/{root}/{api_version}/{plural}"),
+            namespace => format!("/{root}/{api_version}/namespaces/{namespace}/{plural}"),
+        }
+    }
+
+    /// The store behind it.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Whether the bootstrap objects are there.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// The views as they were last advanced.
+    pub fn views(&self) -> Arc<Views> {
+        self.views.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads a bearer token into what the pipeline knows of it.
+    pub(crate) fn credential(&self, token: &str) -> Credential {
+        match self.tokens.verify(token, &[]) {
+            Some(claims) => Credential::ServiceAccount(claims),
+            None => Credential::Token(token.to_owned()),
+        }
+    }
+
+    /// Carries a request through the pipeline.
+    pub async fn call(self: &Arc<Self>, request: Request) -> Response {
+        let mut call = Call::new(request);
+        let mut answer = Answer::Start;
+        loop {
+            match self.step(&mut call, answer) {
+                Step::Reply(response) => return self.own_pages(response),
+                Step::Ask(ask) => answer = self.answer(ask),
+                Step::Commit(txn) => match self.store.txn(txn).await {
+                    Ok(response) => answer = Answer::Committed(response),
+                    Err(error) => return refused(&error),
+                },
+            }
+        }
+    }
+
+    fn step(&self, call: &mut Call, answer: Answer) -> Step {
+        let mut seed = [0; 16];
+        getrandom::fill(&mut seed).expect("the kernel gives randomness");
+        self.store.read(|keyspace, revision| {
+            let snapshot = Snapshot::new(keyspace, revision);
+            let views = self.views_at(snapshot);
+            let world = World {
+                snapshot,
+                views: &views,
+                config: &self.config,
+                now: now(),
+                seed: u128::from_le_bytes(seed),
+            };
+            call.step(&world, answer)
+        })
+    }
+
+    /// The views, as fresh as the snapshot.
+    fn views_at(&self, snapshot: Snapshot<'_>) -> Arc<Views> {
+        let views = self.views();
+        if views.revision() >= snapshot.revision() {
+            return views;
+        }
+        let mut slot = self.views.write().unwrap_or_else(PoisonError::into_inner);
+        if slot.revision() < snapshot.revision() {
+            Arc::make_mut(&mut slot).advance(snapshot);
+        }
+        slot.clone()
+    }
+
+    fn answer(&self, ask: Ask) -> Answer {
+        match ask {
+            Ask::SignToken { claims, audiences, seconds } => {
+                Answer::Signed(self.tokens.sign(&claims, &audiences, seconds))
+            }
+            Ask::VerifyToken { token, audiences } => {
+                Answer::Verified(self.tokens.verify(&token, &audiences))
+            }
+        }
+    }
+
+    /// Fills in the pages about this process.
+    fn own_pages(&self, mut response: Response) -> Response {
+        let Body::Own(path) = &response.body else { return response };
+        match path.trim_matches('/') {
+            "metrics" => {
+                response = Response::text(200, self.metrics.render(&self.store));
+                response.content_type = "text/plain; version=0.0.4; charset=utf-8";
+            }
+            ".well-known/openid-configuration" => {
+                response = Response::json(200, &self.tokens.discovery());
+            }
+            "openid/v1/jwks" => {
+                response = Response::json(200, &self.tokens.keys());
+                response.content_type = "application/jwk-set+json";
+            }
+            path if path.starts_with("readyz") && !self.is_ready() => {
+                response = Response::text(500, "[-]poststarthook/bootstrap failed: not finished\n");
+            }
+            _ => response = Response::text(200, "ok"),
+        }
+        response
+    }
+
+    /// Opens a watch that the pipeline granted.
+    pub fn watch(self: &Arc<Self>, spec: WatchSpec) -> Watcher {
+        Watcher::new(self.store.clone(), spec)
+    }
+}
+
+/// The wall clock.
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_nanosecond(since.as_nanos() as i128).unwrap_or(Timestamp::MAX)
+}
+
+fn refused(error: &StoreError) -> Response {
+    warn!(%error, "the store refused a transaction");
+    let status = match error {
+        StoreError::Refused(refusal) => Status::internal(refusal),
+        other => Status::new(Reason::ServiceUnavailable, other.to_string()),
+    };
+    status.into()
+}
+
+/// Turns a YAML body into JSON; JSON passes.
+pub(crate) fn body_as_json(content_type: &str, body: Bytes) -> Result<Bytes, Status> {
+    let media = content_type.split(';').next().unwrap_or_default().trim();
+    match media {
+        "application/yaml" | "application/x-yaml" | "text/yaml" => {
+            let bad = |why: &dyn fmt::Display| Status::bad_request(format!("{why}"));
+            let text = std::str::from_utf8(&body).map_err(|error| bad(&error))?;
+            let tree: serde_json::Value =
+                serde_saphyr::from_str(text).map_err(|error| bad(&error))?;
+            Ok(serde_json::to_vec(&tree).expect("a tree has a JSON form").into())
+        }
+        "" | "application/json" => Ok(body),
+        other if other.ends_with("+json") => Ok(body),
+        other => Err(Status::new(
+            Reason::UnsupportedMediaType,
+            format!(
+                "the body of the request was in an unknown format - accepted media types include: \
+                 application/json, application/yaml (got {other})"
+            ),
+        )),
+    }
+}
