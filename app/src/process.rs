@@ -1,0 +1,68 @@
+//! The process around the roles: logging, runtime, signals, one drain signal for everybody.
+
+use std::fmt;
+use std::future::Future;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::flags::LogFormat;
+
+/// Why knarr ends: one sentence that says what to do.
+#[derive(Debug)]
+pub(crate) struct Fatal(pub(crate) String);
+
+impl fmt::Display for Fatal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<E: std::error::Error> From<E> for Fatal {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Becomes true once, when everybody is to finish.
+pub(crate) type Drain = watch::Receiver<bool>;
+
+/// Sends logs to standard error.
+pub(crate) fn log_to_stderr(verbosity: u8, format: LogFormat) {
+    let level = match verbosity {
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        2..4 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    };
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+/// Runs a role until it ends or a signal (INT, TERM) asks it to.
+pub(crate) fn run<F: Future<Output = Result<(), Fatal>>>(
+    role: impl FnOnce(Drain) -> F,
+) -> Result<(), Fatal> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (send, drain) = watch::channel(false);
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let signals = async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            send.send_replace(true);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            result = role(drain) => result,
+            () = signals => Ok(()),
+        }
+    })
+}
