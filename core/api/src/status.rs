@@ -37,6 +37,31 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Reads a reason as it stands in a Status.
+    pub fn parse(text: &str) -> Option<Self> {
+        use Reason::*;
+        let all = [
+            Unauthorized,
+            Forbidden,
+            NotFound,
+            AlreadyExists,
+            Conflict,
+            Gone,
+            Invalid,
+            ServerTimeout,
+            TooManyRequests,
+            BadRequest,
+            MethodNotAllowed,
+            NotAcceptable,
+            RequestEntityTooLarge,
+            UnsupportedMediaType,
+            InternalError,
+            Expired,
+            ServiceUnavailable,
+        ];
+        all.into_iter().find(|reason| format!("{reason:?}") == text)
+    }
+
     /// The HTTP status code that goes with it.
     pub fn code(self) -> u16 {
         match self {
