@@ -8,9 +8,11 @@ extern crate alloc;
 mod catalog;
 pub mod names;
 pub mod quantity;
+mod resource;
 mod selector;
 mod status;
 
 pub use catalog::{Catalog, GroupResource, Kind, ObjectKey, Scope, Subresource};
+pub use resource::Resource;
 pub use selector::{FieldSelector, LabelSelector, SelectorError};
 pub use status::{Cause, Reason, Status};

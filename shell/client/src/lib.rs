@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use knarr_api::{ObjectKey, Reason, Status};
+use knarr_api::{ObjectKey, Reason, Resource, Status};
 use knarr_apiserver::Server;
 use knarr_pki::{Kubeconfig, PkiError};
 use knarr_registry::{Body, Credential, Method, Request, User};
@@ -46,47 +46,6 @@ impl fmt::Display for ClientError {
             Self::Unknown(why) => write!(f, "no answer from the API server: {why}"),
         }
     }
-}
-
-/// The collection that a request is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Resource<'a> {
-    /// `v1` or `apps/v1`.
-    pub api_version: &'a str,
-    /// Plural name.
-    pub plural: &'a str,
-}
-
-impl Resource<'_> {
-    /// The path of the collection (all namespaces when `namespace` is empty).
-    pub fn path(&self, namespace: &str) -> String {
-        let root = if self.api_version.contains('/') { "apis" } else { "api" };
-        let Self { api_version, plural } = self;
-        match namespace {
-            "" => format!("/{root}/{api_version}/{plural}"),
-            namespace => format!("/{root}/{api_version}/namespaces/{namespace}/{plural}"),
-        }
-    }
-
-    /// The path of one object, or of a part of it when `subresource` is not empty.
-    pub fn object_path(&self, object: &ObjectKey, subresource: &str) -> String {
-        let path = format!("{}/{}", self.path(&object.namespace), escape(&object.name));
-        if subresource.is_empty() { path } else { format!("{path}/{subresource}") }
-    }
-}
-
-/// Percent-encodes what may not stand in a path segment (RBAC names have colons, which may).
-fn escape(name: &str) -> String {
-    let plain = |c: u8| c.is_ascii_alphanumeric() || b"-._~:@!$&'()*+,;=".contains(&c);
-    let mut out = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        if plain(byte) {
-            out.push(byte as char);
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
 }
 
 /// The form of a patch.
@@ -176,11 +135,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn get(
-        &self,
-        resource: Resource<'_>,
-        object: &ObjectKey,
-    ) -> Result<Value, ClientError> {
+    pub async fn get(&self, resource: Resource, object: &ObjectKey) -> Result<Value, ClientError> {
         self.json(Method::Get, &resource.object_path(object, ""), JSON, None).await
     }
 
@@ -190,7 +145,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn list(
         &self,
-        resource: Resource<'_>,
+        resource: Resource,
         namespace: &str,
         query: &str,
     ) -> Result<Value, ClientError> {
@@ -204,7 +159,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn create(
         &self,
-        resource: Resource<'_>,
+        resource: Resource,
         namespace: &str,
         object: &Value,
     ) -> Result<Value, ClientError> {
@@ -217,7 +172,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn create_sub(
         &self,
-        resource: Resource<'_>,
+        resource: Resource,
         object: &ObjectKey,
         subresource: &str,
         body: &Value,
@@ -232,7 +187,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn update(
         &self,
-        resource: Resource<'_>,
+        resource: Resource,
         object: &ObjectKey,
         subresource: &str,
         body: &Value,
@@ -247,7 +202,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn patch(
         &self,
-        resource: Resource<'_>,
+        resource: Resource,
         object: &ObjectKey,
         subresource: &str,
         kind: PatchType,
@@ -263,7 +218,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn delete(
         &self,
-        resource: Resource<'_>,
+        resource: Resource,
         object: &ObjectKey,
         options: &Value,
     ) -> Result<Value, ClientError> {
@@ -278,7 +233,7 @@ impl Client {
     /// [`ClientError`] when the watch is not granted.
     pub async fn watch(
         &self,
-        resource: Resource<'_>,
+        resource: Resource,
         namespace: &str,
         query: &str,
     ) -> Result<WatchStream, ClientError> {

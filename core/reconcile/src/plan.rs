@@ -1,0 +1,206 @@
+//! What a controller wants done, as a value.
+
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use knarr_api::{ObjectKey, Resource};
+use serde_json::{Value, json};
+
+use crate::view::Row;
+
+/// The form of a patch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patch {
+    /// RFC 7396: nulls delete, lists are replaced.
+    Merge,
+    /// Kubernetes' own: lists merge by their keys.
+    Strategic,
+}
+
+/// One write. Objects are never put back whole: a patch touches only what it names, so fields that
+/// this build does not know survive.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    /// Makes an object.
+    Create {
+        /// Where.
+        resource: Resource,
+        /// In which namespace; empty for cluster-wide kinds.
+        namespace: String,
+        /// What.
+        object: Value,
+    },
+    /// Changes an object or a part of it.
+    Patch {
+        /// Where.
+        resource: Resource,
+        /// Which.
+        object: ObjectKey,
+        /// A part with an endpoint of its own (`status`), or empty.
+        subresource: &'static str,
+        /// How `body` is meant.
+        kind: Patch,
+        /// The change.
+        body: Value,
+    },
+    /// Posts to a subresource (`binding`).
+    Post {
+        /// Where.
+        resource: Resource,
+        /// Which.
+        object: ObjectKey,
+        /// The subresource.
+        subresource: &'static str,
+        /// The body.
+        body: Value,
+    },
+    /// Puts a whole subresource (`finalize`, `approval`), with its resourceVersion inside.
+    Put {
+        /// Where.
+        resource: Resource,
+        /// Which.
+        object: ObjectKey,
+        /// The subresource, or empty.
+        subresource: &'static str,
+        /// The body.
+        body: Value,
+    },
+    /// Deletes an object.
+    Delete {
+        /// Where.
+        resource: Resource,
+        /// Which.
+        object: ObjectKey,
+        /// DeleteOptions.
+        options: Value,
+    },
+}
+
+impl Write {
+    /// Deletes exactly the object that the view shows, in the background.
+    pub fn delete(resource: Resource, row: &Row) -> Self {
+        let preconditions = json!({"uid": row.facts.uid});
+        let options = json!({"preconditions": preconditions, "propagationPolicy": "Background"});
+        Self::Delete { resource, object: row.key.clone(), options }
+    }
+
+    /// A merge patch of the status that holds only for the object the view shows.
+    pub fn status(resource: Resource, row: &Row, status: Value) -> Self {
+        let metadata = json!({"uid": row.facts.uid});
+        let body = json!({"metadata": metadata, "status": status});
+        let (object, kind) = (row.key.clone(), Patch::Merge);
+        Self::Patch { resource, object, subresource: "status", kind, body }
+    }
+
+    /// A merge patch that holds only for the version the view shows.
+    pub fn patch_exact(resource: Resource, row: &Row, mut body: Value) -> Self {
+        body["metadata"]["uid"] = row.facts.uid.as_str().into();
+        body["metadata"]["resourceVersion"] = alloc::format!("{}", row.revision).into();
+        let (object, kind) = (row.key.clone(), Patch::Merge);
+        Self::Patch { resource, object, subresource: "", kind, body }
+    }
+
+    /// What it writes to.
+    pub fn resource(&self) -> Resource {
+        match self {
+            Self::Create { resource, .. }
+            | Self::Patch { resource, .. }
+            | Self::Post { resource, .. }
+            | Self::Put { resource, .. }
+            | Self::Delete { resource, .. } => *resource,
+        }
+    }
+}
+
+/// Normal or Warning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are the values that go over the wire")]
+pub enum EventKind {
+    Normal,
+    Warning,
+}
+
+/// An Event to record about an object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Normal or Warning.
+    pub kind: EventKind,
+    /// Upstream's reason, such as `ScalingReplicaSet`.
+    pub reason: &'static str,
+    /// What a person reads.
+    pub message: String,
+    /// ObjectReference of what it is about.
+    pub regarding: Value,
+}
+
+impl Event {
+    /// An event about the object in `row`.
+    pub fn about(
+        row: &Row,
+        api_version: &str,
+        kind: &str,
+        event: EventKind,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
+        let mut regarding = json!({"apiVersion": api_version, "kind": kind, "name": row.key.name,
+            "uid": row.facts.uid, "resourceVersion": alloc::format!("{}", row.revision)});
+        if !row.key.namespace.is_empty() {
+            regarding["namespace"] = row.key.namespace.to_owned().into();
+        }
+        Self { kind: event, reason, message: message.into(), regarding }
+    }
+}
+
+/// What a controller wants done.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Writes of one stage may run together; the next stage runs only if all of them succeeded.
+    pub stages: Vec<Vec<Write>>,
+    /// What to tell people, once the writes are done.
+    pub events: Vec<Event>,
+    /// When to look again although nothing changes.
+    pub retry_after: Option<Duration>,
+}
+
+impl Plan {
+    /// Nothing to do.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Writes that may run together.
+    pub fn writes(writes: Vec<Write>) -> Self {
+        Self::none().then(writes)
+    }
+
+    /// More writes, after those so far.
+    #[must_use]
+    pub fn then(mut self, writes: Vec<Write>) -> Self {
+        if !writes.is_empty() {
+            self.stages.push(writes);
+        }
+        self
+    }
+
+    /// With an event.
+    #[must_use]
+    pub fn with_event(mut self, event: Event) -> Self {
+        self.events.push(event);
+        self
+    }
+
+    /// Looks again after `wait`, or earlier if it was to be earlier already.
+    #[must_use]
+    pub fn again_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(self.retry_after.map_or(wait, |old| old.min(wait)));
+        self
+    }
+
+    /// Whether there is nothing to carry out.
+    pub fn is_empty(&self) -> bool {
+        self.stages.is_empty() && self.events.is_empty()
+    }
+}
