@@ -292,6 +292,8 @@ proptest! {
             for cut in 0..bytes.len() {
                 prop_assert!(Command::decode(&bytes[..cut]).is_err());
             }
+            let longer = [&bytes[..], &[0]].concat();
+            prop_assert_eq!(Command::decode(&longer), Err(CodecError::Trailing));
         }
     }
 

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::{Arc, RwLock};
 
-use knarr_mvcc::{Command, Keyspace, Outcome};
+use knarr_mvcc::{Command, Keyspace, Outcome, Revision};
 
 use crate::checkpoint::{CheckpointJob, checkpoint_name, parse_checkpoint};
 use crate::config::{Identity, StoreConfig};
@@ -74,6 +74,11 @@ impl Engine {
         self.keyspace.clone()
     }
 
+    /// The newest revision, which is durable.
+    pub fn revision(&self) -> Revision {
+        read_lock(&self.keyspace).revision()
+    }
+
     /// Who this store is.
     pub fn identity(&self) -> Identity {
         self.log.identity
@@ -81,7 +86,7 @@ impl Engine {
 
     /// What one batch may cost: a quarter of a segment, so that little of one is left unused.
     pub fn batch_bytes(&self) -> usize {
-        (self.config.segment_bytes - FILE_HEADER) / 4
+        self.config.segment_bytes.saturating_sub(FILE_HEADER) / 4
     }
 
     /// What an entry costs in the log.

@@ -49,8 +49,10 @@ impl Store {
         let engine = Engine::open(disk, config.clone())?;
         let keyspace = engine.keyspace();
         write_lock(&keyspace).renew_all(clock.now());
+        let (revision, index) = (engine.revision(), read_lock(&keyspace).index());
+        tracing::info!(revision = revision.0, index, "the store is open");
         let (queue, inbox) = mpsc::channel();
-        let (announce, durable) = watch::channel(read_lock(&keyspace).revision());
+        let (announce, durable) = watch::channel(revision);
         let thread = Writer {
             engine,
             inbox,
@@ -59,6 +61,7 @@ impl Store {
             held: None,
             queue: queue.clone(),
             checkpoint: None,
+            retry_at: 0,
         }
         .spawn();
         let room = Arc::new(Semaphore::new(kib(config.queue_bytes) as usize));
@@ -161,7 +164,8 @@ impl Store {
         let _ = self.shared.queue.send(Message::Wake);
     }
 
-    /// Finishes the queued writes and lets the data directory go.
+    /// Finishes the queued writes and lets the data directory go. Dropping the last handle does the
+    /// same, but nobody knows when: only after this call may the directory be opened again.
     pub async fn close(&self) {
         let (done, finished) = oneshot::channel();
         if self.shared.queue.send(Message::Close(done)).is_ok() {

@@ -75,6 +75,24 @@ async fn a_quiet_watch_still_progresses() {
 }
 
 #[tokio::test]
+async fn a_watch_is_read_in_batches_without_gaps() {
+    let config = StoreConfig { watch_batch_bytes: 1000, ..small() };
+    let disk = Arc::new(SimDisk::default());
+    let store = Store::open(disk, Arc::new(SimClock::default()), config).unwrap();
+    for number in 0..40 {
+        store.txn(put(&format!("k{number}"), b"v")).await.unwrap();
+    }
+    let mut watch = store.watch(KeyRange::prefix(""), Revision(1));
+    let (mut seen, mut batches) = (Vec::new(), 0);
+    while seen.len() < 40 {
+        seen.extend(keys(&mut watch).await);
+        batches += 1;
+    }
+    assert_eq!(seen, (0..40).map(|number| format!("k{number}")).collect::<Vec<_>>());
+    assert!(batches > 5, "{batches} batches");
+}
+
+#[tokio::test]
 async fn a_watch_from_forgotten_history_is_told() {
     let store = Store::in_memory();
     store.txn(put("a", b"1")).await.unwrap();
@@ -120,17 +138,15 @@ async fn everything_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let store = real(dir.path()).unwrap();
     let mut last = TxnResponse { revision: Revision(0), succeeded: true, responses: vec![] };
-    for number in 0..400_u32 {
+    for number in 0..600_u32 {
         let key = format!("k{}", number % 50);
         last = store.txn(put(&key, &vec![number as u8; 1000])).await.unwrap();
     }
     store.close().await;
-    let names = std::fs::read_dir(dir.path()).unwrap();
-    let size: u64 = names.map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
-    assert!(size < 450 << 10, "checkpoints free the log: {size} bytes");
+    assert!(!dir.path().join("log-0000000000000001").exists(), "checkpoints free the log");
     let store = real(dir.path()).unwrap();
     assert_eq!(store.durable(), last.revision);
-    assert_eq!(value(&store, "k49").unwrap(), vec![143_u8; 1000]);
+    assert_eq!(value(&store, "k49").unwrap(), vec![87_u8; 1000]);
     let next = store.txn(put("k0", b"new")).await.unwrap();
     assert_eq!(next.revision.0, last.revision.0 + 1);
     store.close().await;
