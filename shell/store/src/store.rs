@@ -10,7 +10,7 @@ use knarr_mvcc::{
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::clock::Clock;
-use crate::config::StoreConfig;
+use crate::config::{Identity, StoreConfig};
 use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::error::{OpenError, StoreError, WatchError};
@@ -30,6 +30,7 @@ struct Shared {
     durable: watch::Receiver<Revision>,
     clock: Arc<dyn Clock>,
     config: StoreConfig,
+    identity: Identity,
     /// One permit per KiB of queued commands.
     room: Arc<Semaphore>,
     queue: mpsc::Sender<Message>,
@@ -49,6 +50,7 @@ impl Store {
         let engine = Engine::open(disk, config.clone())?;
         let keyspace = engine.keyspace();
         write_lock(&keyspace).renew_all(clock.now());
+        let identity = engine.identity();
         let (revision, index) = (engine.revision(), read_lock(&keyspace).index());
         tracing::info!(revision = revision.0, index, "the store is open");
         let (queue, inbox) = mpsc::channel();
@@ -66,7 +68,7 @@ impl Store {
         .spawn();
         let room = Arc::new(Semaphore::new(kib(config.queue_bytes) as usize));
         let writer = Mutex::new(Some(thread));
-        let shared = Shared { keyspace, durable, clock, config, room, queue, writer };
+        let shared = Shared { keyspace, durable, clock, config, identity, room, queue, writer };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -138,6 +140,11 @@ impl Store {
     /// A receiver that sees the durable revision grow.
     pub fn subscribe(&self) -> watch::Receiver<Revision> {
         self.shared.durable.clone()
+    }
+
+    /// Which cluster and member this is.
+    pub fn identity(&self) -> Identity {
+        self.shared.identity
     }
 
     /// The changes of a range after a revision, from there on.

@@ -186,6 +186,33 @@ async fn leases_end_by_the_clock() {
     store.close().await;
 }
 
+/// A lease that cannot end now is tried again after a while, not at every turn.
+#[tokio::test]
+async fn leases_end_when_a_full_disk_has_space_again() {
+    let (disk, clock) = (SimDisk::default(), Arc::new(SimClock::default()));
+    let store = simulated(&disk, &clock);
+    let (id, _) = store.lease_grant(LeaseId(0), 10).await.unwrap();
+    store.txn(put_with("a", b"1", id)).await.unwrap();
+    disk.set_capacity(disk.used());
+    while store.txn(put("k", &[0; 100])).await.is_ok() {}
+    clock.advance(20_000);
+    for _ in 0..2 {
+        store.wake();
+        store.txn(put("k", &[0; 100])).await.unwrap_err();
+    }
+    let before = disk.changes();
+    for _ in 0..50 {
+        store.wake();
+    }
+    store.txn(put("k", &[0; 100])).await.unwrap_err();
+    assert!(disk.changes() - before < 10, "{} changes", disk.changes() - before);
+    disk.set_capacity(u64::MAX);
+    let mut watch = store.watch(KeyRange::single("a"), store.durable());
+    clock.advance(10_000);
+    store.wake();
+    assert_eq!(watch.next().await.unwrap().events[0].new, None);
+}
+
 #[tokio::test]
 async fn leases_start_anew_after_a_restart() {
     let (disk, clock) = (SimDisk::default(), Arc::new(SimClock::default()));
@@ -235,6 +262,41 @@ async fn a_failed_sync_stops_writes_but_not_reads() {
     assert!(matches!(store.txn(put("a", b"3")).await, Err(StoreError::Failed(_))));
     assert_eq!((value(&store, "a").unwrap(), store.durable()), (Bytes::from("1"), Revision(2)));
     store.close().await;
+}
+
+/// Many writers on many threads while the power goes: what was answered is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn answers_survive_a_power_cut() {
+    let mut answered = 0;
+    for seed in 0..40 {
+        let (disk, mut writers) = (SimDisk::default(), tokio::task::JoinSet::new());
+        let store = simulated(&disk, &Arc::default());
+        disk.crash_after(5 + seed * 3);
+        for writer in 0..8 {
+            let store = store.clone();
+            writers.spawn(async move {
+                let mut done = Vec::new();
+                for number in 0.. {
+                    let key = format!("{writer}/{number}");
+                    let Ok(answer) = store.txn(put(&key, &[7; 900])).await else { break };
+                    done.push((key, answer.revision));
+                }
+                done
+            });
+        }
+        let done = writers.join_all().await.concat();
+        store.close().await;
+        disk.crash(seed);
+        let store = simulated(&disk, &Arc::default());
+        for (key, revision) in &done {
+            let found = store.read(|keyspace, at| {
+                keyspace.get(key.as_bytes(), at).unwrap().map(|kv| kv.mod_revision)
+            });
+            assert_eq!(found, Some(*revision), "seed {seed}: {key}");
+        }
+        answered += done.len();
+    }
+    assert!(answered > 100, "only {answered} answers");
 }
 
 #[tokio::test]
