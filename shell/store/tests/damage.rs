@@ -173,6 +173,27 @@ fn a_torn_tail_is_cut_for_good() {
     }
 }
 
+/// Whatever a file holds, a start ends with a state or an error.
+#[test]
+fn garbage_never_panics() {
+    for seed in 0..400 {
+        let mut rng = Rng::new(seed);
+        let (disk, _) = filled();
+        let names = disk.list().unwrap();
+        for _ in 0..1 + rng.below(3) {
+            let name = &names[rng.below(names.len() as u64) as usize];
+            let offset = rng.below(1 + read(&disk, name).len() as u64);
+            let garbage: Vec<u8> = (0..rng.below(200)).map(|_| rng.draw() as u8).collect();
+            let mut file = match rng.one_in(4) {
+                true => disk.create(name).unwrap(),
+                false => disk.open(name).unwrap(),
+            };
+            file.write_at(offset, &garbage).unwrap();
+        }
+        let _ = open(&disk);
+    }
+}
+
 fn copy(from: &SimDisk, source: &str, to: &SimDisk, target: &str) {
     to.create(target).unwrap().write_at(0, &read(from, source)).unwrap();
 }
