@@ -15,6 +15,9 @@ use crate::record::{FILE_HEADER, Record};
 use crate::recovery::recover;
 use crate::store::{read_lock, write_lock};
 
+/// On a full disk every so many refused batches ask for a checkpoint, the first one too.
+const STARVED_EVERY: u32 = 64;
+
 /// A command and its bytes.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -33,6 +36,10 @@ pub struct Engine {
     /// Bytes of log that the newest checkpoint does not have.
     log_bytes: u64,
     checkpoint: Checkpoint,
+    /// Batches refused for want of space since the last that was not.
+    refused: u32,
+    /// Whether a checkpoint should make space.
+    starved: bool,
     /// Why nothing is written any more.
     failed: Option<Arc<str>>,
 }
@@ -65,6 +72,8 @@ impl Engine {
             config,
             log_bytes: recovered.log_bytes,
             checkpoint: Checkpoint::Idle,
+            refused: 0,
+            starved: false,
             failed: None,
         })
     }
@@ -105,8 +114,10 @@ impl Engine {
             return Err(StoreError::Failed(why.clone()));
         }
         match self.log.reserve(entries.iter().map(|entry| entry.bytes.len())) {
-            Ok(()) => {}
+            Ok(()) => self.refused = 0,
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                self.starved |= self.refused.is_multiple_of(STARVED_EVERY);
+                self.refused = self.refused.wrapping_add(1);
                 return Err(StoreError::Full);
             }
             Err(error) => return Err(self.fail(&error)),
@@ -138,9 +149,10 @@ impl Engine {
     }
 
     /// The checkpoint that is due, to be run anywhere; its result goes to
-    /// [`Engine::end_checkpoint`].
+    /// [`Engine::end_checkpoint`]. On a full disk one is due early: it needs less than it frees.
     pub fn begin_checkpoint(&mut self) -> Option<CheckpointJob> {
-        let due = self.log_bytes >= self.config.checkpoint_bytes as u64;
+        let starved = std::mem::take(&mut self.starved) && self.log.segments.len() > 1;
+        let due = starved || self.log_bytes >= self.config.checkpoint_bytes as u64;
         if !due || self.checkpoint != Checkpoint::Idle || self.failed.is_some() {
             return None;
         }

@@ -230,12 +230,12 @@ fn survives(rng: &mut Rng, odds: u64) -> bool {
 }
 
 impl Platter {
-    /// Mixes a change into the trace (FNV-1a).
+    /// Mixes a change into the trace (FNV-1a over checksums).
     fn note(&mut self, what: &str, numbers: &[u64], bytes: &[u8]) {
         self.changes += 1;
-        let numbers = numbers.iter().flat_map(|number| number.to_le_bytes());
-        for byte in what.bytes().chain(numbers).chain(bytes.iter().copied()) {
-            self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        let sums = [what.as_bytes(), bytes].map(|part| u64::from(crc32fast::hash(part)));
+        for number in sums.iter().chain(numbers) {
+            self.trace = (self.trace ^ number).wrapping_mul(0x100_0000_01b3).rotate_left(23);
         }
     }
 

@@ -126,7 +126,8 @@ impl Store {
     }
 
     /// Reads the keyspace; the closure also gets the durable revision, which is the newest there
-    /// is. It holds a shared lock: collect handles, and encode them after.
+    /// is. It holds a shared lock: collect handles, and encode them after. It must not call the
+    /// store again.
     pub fn read<R>(&self, f: impl FnOnce(&Keyspace, Revision) -> R) -> R {
         let keyspace = read_lock(&self.shared.keyspace);
         f(&keyspace, keyspace.revision())
