@@ -280,11 +280,8 @@ impl<'a> Reader<'a> {
         &mut self,
         mut read: impl FnMut(&mut Self) -> Result<T, CodecError>,
     ) -> Result<Vec<T>, CodecError> {
-        let len = self.number()?;
-        if len > self.0.len() as u64 {
-            return Err(CodecError::Truncated);
-        }
-        (0..len).map(|_| read(self)).collect()
+        // Nothing is allocated ahead, and every entry takes at least a byte: a lie ends soon.
+        (0..self.number()?).map(|_| read(self)).collect()
     }
 
     fn meta(&mut self) -> Result<Meta, CodecError> {

@@ -101,12 +101,12 @@ impl History {
         self.floor = self.floor.max(floor);
     }
 
-    /// The lowest floor whose history fits into `budget` bytes.
+    /// The lowest floor above which the history fits into `budget` bytes.
     pub(crate) fn floor_for(&self, budget: usize) -> Revision {
         let mut bytes = self.bytes;
         let mut floor = self.floor;
         for event in &self.events {
-            if bytes <= budget && event.revision > floor {
+            if bytes <= budget {
                 break;
             }
             bytes -= weight(event);

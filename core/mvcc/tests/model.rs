@@ -246,7 +246,7 @@ fn same(keyspace: &Keyspace, model: &Model) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 250, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn the_keyspace_is_the_model(steps in vec(step(), 1..25)) {
@@ -292,6 +292,8 @@ proptest! {
             for cut in 0..bytes.len() {
                 prop_assert!(Command::decode(&bytes[..cut]).is_err());
             }
+            let longer = [&bytes[..], &[0]].concat();
+            prop_assert_eq!(Command::decode(&longer), Err(CodecError::Trailing));
         }
     }
 

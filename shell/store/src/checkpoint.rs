@@ -13,7 +13,7 @@ use crate::config::Identity;
 use crate::disk::{Disk, DiskFile};
 use crate::error::OpenError;
 use crate::log::{TEMPORARY, parse_indexed};
-use crate::record::{FILE_HEADER, FileHeader, Magic, Record};
+use crate::record::{FILE_HEADER, FileHeader, Magic, RECORD_HEADER, Record};
 
 const CHECKPOINT: &str = "checkpoint-";
 /// A record is closed once its payload is this long.
@@ -122,35 +122,68 @@ pub(crate) struct Loaded {
     pub(crate) term: u64,
 }
 
-/// Reads a checkpoint back.
+/// Reads a checkpoint back, a record at a time: it may be as large as the memory.
 pub(crate) fn load(disk: &dyn Disk, index: u64) -> Result<Loaded, OpenError> {
     let name = checkpoint_name(index);
-    let bytes = read_all(disk, &name)?;
-    let header = FileHeader::decode(&bytes, Magic::Checkpoint)
+    let failed = |source| OpenError::Io { file: name.clone(), source };
+    let damaged = |offset: u64, what: &str| OpenError::corrupt(&name, offset, what);
+    let file = disk.open(&name).map_err(failed)?;
+    let mut input = Input { len: file.len().map_err(failed)?, file, offset: 0, bytes: Vec::new() };
+    input.fill(FILE_HEADER).map_err(failed)?;
+    let header = FileHeader::decode(&input.bytes, Magic::Checkpoint)
         .map_err(|error| OpenError::header(&name, error))?;
-    let damaged = |offset: usize, what: &str| OpenError::corrupt(&name, offset, what);
     if header.index != index {
         return Err(damaged(32, "the index is not that of the name"));
     }
     let mut restore = Restore::new();
-    let mut offset = FILE_HEADER;
-    let mut number = 1;
-    let term = loop {
-        let record = Record::decode(&bytes[offset..])
-            .filter(|record| record.index == number)
-            .ok_or_else(|| damaged(offset, "the record's checksum is wrong"))?;
-        if record.payload.is_empty() {
-            break record.term;
+    for number in 1.. {
+        let offset = input.offset;
+        let record = input.record().map_err(failed)?.filter(|record| record.index == number);
+        let record = record.ok_or_else(|| damaged(offset, "the record's checksum is wrong"))?;
+        if !record.payload.is_empty() {
+            push_items(&mut restore, record.payload).map_err(|what| damaged(offset, &what))?;
+            continue;
         }
-        push_items(&mut restore, record.payload).map_err(|what| damaged(offset, &what))?;
-        offset += Record::size(record.payload.len());
-        number += 1;
-    };
-    let keyspace = restore.finish().map_err(|error| damaged(offset, &error.to_string()))?;
-    if keyspace.index() != index {
-        return Err(damaged(FILE_HEADER, "the state is not that of the name"));
+        let term = record.term;
+        let keyspace = restore.finish().map_err(|error| damaged(offset, &error.to_string()))?;
+        if keyspace.index() != index {
+            return Err(damaged(FILE_HEADER as u64, "the state is not that of the name"));
+        }
+        return Ok(Loaded { keyspace, identity: header.identity, term });
     }
-    Ok(Loaded { keyspace, identity: header.identity, term })
+    unreachable!("a file has an end")
+}
+
+/// A file that is read from the front.
+struct Input {
+    file: Box<dyn DiskFile>,
+    len: u64,
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+impl Input {
+    /// Reads up to the next `len` bytes, fewer where the file ends.
+    fn fill(&mut self, len: usize) -> io::Result<()> {
+        self.peek(len)?;
+        self.offset += self.bytes.len() as u64;
+        Ok(())
+    }
+
+    fn peek(&mut self, len: usize) -> io::Result<()> {
+        let left = usize::try_from(self.len - self.offset).unwrap_or(usize::MAX);
+        self.bytes.resize(len.min(left), 0);
+        self.file.read_at(self.offset, &mut self.bytes)
+    }
+
+    /// The next record, if a valid one is there.
+    fn record(&mut self) -> io::Result<Option<Record<'_>>> {
+        self.peek(RECORD_HEADER)?;
+        let Some(header) = self.bytes.first_chunk::<RECORD_HEADER>() else { return Ok(None) };
+        let size = Record::size_from(header);
+        self.fill(size)?;
+        Ok(Record::decode(&self.bytes))
+    }
 }
 
 fn push_items(restore: &mut Restore, mut payload: &[u8]) -> Result<(), String> {
@@ -162,16 +195,4 @@ fn push_items(restore: &mut Restore, mut payload: &[u8]) -> Result<(), String> {
         payload = rest;
     }
     if payload.is_empty() { Ok(()) } else { Err("an item is cut".into()) }
-}
-
-/// The bytes of a whole file.
-pub(crate) fn read_all(disk: &dyn Disk, name: &str) -> Result<Vec<u8>, OpenError> {
-    let read = || {
-        let file = disk.open(name)?;
-        let len = usize::try_from(file.len()?).map_err(io::Error::other)?;
-        let mut bytes = vec![0; len];
-        file.read_at(0, &mut bytes)?;
-        Ok(bytes)
-    };
-    read().map_err(|source| OpenError::Io { file: name.into(), source })
 }

@@ -14,7 +14,8 @@ pub struct Identity {
 pub struct StoreConfig {
     /// Given to a new data directory; an existing one keeps its own.
     pub identity: Identity,
-    /// Size of a log segment, preallocated.
+    /// Size of a log segment, preallocated. Writes wait while one is zeroed, so it is not large; a
+    /// command that needs more gets a larger one.
     pub segment_bytes: usize,
     /// A checkpoint is written after this much log.
     pub checkpoint_bytes: usize,
@@ -32,7 +33,7 @@ impl Default for StoreConfig {
     fn default() -> Self {
         Self {
             identity: Identity::default(),
-            segment_bytes: 16 << 20,
+            segment_bytes: 4 << 20,
             checkpoint_bytes: 64 << 20,
             history_bytes: 16 << 20,
             queue_bytes: 32 << 20,

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::{Arc, RwLock};
 
-use knarr_mvcc::{Command, Keyspace, Outcome};
+use knarr_mvcc::{Command, Keyspace, Outcome, Revision};
 
 use crate::checkpoint::{CheckpointJob, checkpoint_name, parse_checkpoint};
 use crate::config::{Identity, StoreConfig};
@@ -14,6 +14,9 @@ use crate::log::Log;
 use crate::record::{FILE_HEADER, Record};
 use crate::recovery::recover;
 use crate::store::{read_lock, write_lock};
+
+/// On a full disk every so many refused batches ask for a checkpoint, the first one too.
+const STARVED_EVERY: u32 = 64;
 
 /// A command and its bytes.
 #[derive(Clone, Debug)]
@@ -33,6 +36,10 @@ pub struct Engine {
     /// Bytes of log that the newest checkpoint does not have.
     log_bytes: u64,
     checkpoint: Checkpoint,
+    /// Batches refused for want of space since the last that was not.
+    refused: u32,
+    /// Whether a checkpoint should make space.
+    starved: bool,
     /// Why nothing is written any more.
     failed: Option<Arc<str>>,
 }
@@ -65,6 +72,8 @@ impl Engine {
             config,
             log_bytes: recovered.log_bytes,
             checkpoint: Checkpoint::Idle,
+            refused: 0,
+            starved: false,
             failed: None,
         })
     }
@@ -74,6 +83,11 @@ impl Engine {
         self.keyspace.clone()
     }
 
+    /// The newest revision, which is durable.
+    pub fn revision(&self) -> Revision {
+        read_lock(&self.keyspace).revision()
+    }
+
     /// Who this store is.
     pub fn identity(&self) -> Identity {
         self.log.identity
@@ -81,7 +95,7 @@ impl Engine {
 
     /// What one batch may cost: a quarter of a segment, so that little of one is left unused.
     pub fn batch_bytes(&self) -> usize {
-        (self.config.segment_bytes - FILE_HEADER) / 4
+        self.config.segment_bytes.saturating_sub(FILE_HEADER) / 4
     }
 
     /// What an entry costs in the log.
@@ -100,8 +114,10 @@ impl Engine {
             return Err(StoreError::Failed(why.clone()));
         }
         match self.log.reserve(entries.iter().map(|entry| entry.bytes.len())) {
-            Ok(()) => {}
+            Ok(()) => self.refused = 0,
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                self.starved |= self.refused.is_multiple_of(STARVED_EVERY);
+                self.refused = self.refused.wrapping_add(1);
                 return Err(StoreError::Full);
             }
             Err(error) => return Err(self.fail(&error)),
@@ -133,9 +149,10 @@ impl Engine {
     }
 
     /// The checkpoint that is due, to be run anywhere; its result goes to
-    /// [`Engine::end_checkpoint`].
+    /// [`Engine::end_checkpoint`]. On a full disk one is due early: it needs less than it frees.
     pub fn begin_checkpoint(&mut self) -> Option<CheckpointJob> {
-        let due = self.log_bytes >= self.config.checkpoint_bytes as u64;
+        let starved = std::mem::take(&mut self.starved) && self.log.segments.len() > 1;
+        let due = starved || self.log_bytes >= self.config.checkpoint_bytes as u64;
         if !due || self.checkpoint != Checkpoint::Idle || self.failed.is_some() {
             return None;
         }

@@ -101,6 +101,11 @@ impl<'a> Record<'a> {
         (RECORD_HEADER + payload).next_multiple_of(8)
     }
 
+    /// Bytes the record with this header takes.
+    pub(crate) fn size_from(header: &[u8; RECORD_HEADER]) -> usize {
+        Self::size(u32_at(header, 0) as usize)
+    }
+
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         let len = u32::try_from(self.payload.len()).expect("payloads are far below 4 GiB");

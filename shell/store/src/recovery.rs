@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use knarr_mvcc::{Command, Keyspace};
 
-use crate::checkpoint::{Loaded, load, parse_checkpoint, read_all};
+use crate::checkpoint::{Loaded, load, parse_checkpoint};
 use crate::config::{Identity, StoreConfig};
 use crate::disk::Disk;
 use crate::error::OpenError;
@@ -161,16 +161,24 @@ impl<'a> Replay<'a> {
         let mut offset = FILE_HEADER;
         while let Some(record) = Record::decode(&bytes[offset..]) {
             if record.index != expected {
-                return Err(OpenError::corrupt(&name, offset, "the record's index is wrong"));
+                return Err(OpenError::corrupt(
+                    &name,
+                    offset as u64,
+                    "the record's index is wrong",
+                ));
             }
-            self.apply(record).map_err(|what| OpenError::corrupt(&name, offset, &what))?;
+            self.apply(record).map_err(|what| OpenError::corrupt(&name, offset as u64, &what))?;
             offset += Record::size(record.payload.len());
             expected += 1;
         }
         let torn = judge_tail(&bytes[offset..], expected, place)
-            .map_err(|what| OpenError::corrupt(&name, offset, what))?;
+            .map_err(|what| OpenError::corrupt(&name, offset as u64, what))?;
         if self.last >= expected {
-            return Err(OpenError::corrupt(&name, offset, "acknowledged records are missing"));
+            return Err(OpenError::corrupt(
+                &name,
+                offset as u64,
+                "acknowledged records are missing",
+            ));
         }
         Ok(End { offset, torn })
     }
@@ -253,14 +261,26 @@ fn judge_tail(tail: &[u8], expected: u64, place: Place) -> Result<Torn, &'static
     Ok(Torn::Yes)
 }
 
+/// The bytes of a whole file.
+fn read_all(disk: &dyn Disk, name: &str) -> Result<Vec<u8>, OpenError> {
+    let read = || {
+        let file = disk.open(name)?;
+        let len = usize::try_from(file.len()?).map_err(io::Error::other)?;
+        let mut bytes = vec![0; len];
+        file.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    };
+    read().map_err(io_error(name))
+}
+
 fn io_error(file: &str) -> impl FnOnce(io::Error) -> OpenError {
     let file = file.to_owned();
     move |source| OpenError::Io { file, source }
 }
 
 impl OpenError {
-    pub(crate) fn corrupt(file: &str, offset: usize, what: &str) -> Self {
-        Self::Corrupt { file: file.into(), offset: offset as u64, what: what.into() }
+    pub(crate) fn corrupt(file: &str, offset: u64, what: &str) -> Self {
+        Self::Corrupt { file: file.into(), offset, what: what.into() }
     }
 
     pub(crate) fn header(file: &str, error: HeaderError) -> Self {

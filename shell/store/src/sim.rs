@@ -93,6 +93,8 @@ struct Platter {
     boots: u64,
     /// fdatasyncs so far.
     syncs: u64,
+    /// Changes of any kind so far, syncs included.
+    changes: u64,
     trace: u64,
 }
 
@@ -136,6 +138,7 @@ impl Default for SimDisk {
             fuse: None,
             boots: 0,
             syncs: 0,
+            changes: 0,
             trace: 0xcbf2_9ce4_8422_2325,
         })))
     }
@@ -185,6 +188,11 @@ impl SimDisk {
         self.lock().syncs
     }
 
+    /// How often anything was changed or synced.
+    pub fn changes(&self) -> u64 {
+        self.lock().changes
+    }
+
     /// Bytes in all files.
     pub fn used(&self) -> u64 {
         self.lock().used()
@@ -222,11 +230,12 @@ fn survives(rng: &mut Rng, odds: u64) -> bool {
 }
 
 impl Platter {
-    /// Mixes a change into the trace (FNV-1a).
+    /// Mixes a change into the trace (FNV-1a over checksums).
     fn note(&mut self, what: &str, numbers: &[u64], bytes: &[u8]) {
-        let numbers = numbers.iter().flat_map(|number| number.to_le_bytes());
-        for byte in what.bytes().chain(numbers).chain(bytes.iter().copied()) {
-            self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        self.changes += 1;
+        let sums = [what.as_bytes(), bytes].map(|part| u64::from(crc32fast::hash(part)));
+        for number in sums.iter().chain(numbers) {
+            self.trace = (self.trace ^ number).wrapping_mul(0x100_0000_01b3).rotate_left(23);
         }
     }
 

@@ -10,7 +10,7 @@ use knarr_mvcc::{
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::clock::Clock;
-use crate::config::StoreConfig;
+use crate::config::{Identity, StoreConfig};
 use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::error::{OpenError, StoreError, WatchError};
@@ -30,6 +30,7 @@ struct Shared {
     durable: watch::Receiver<Revision>,
     clock: Arc<dyn Clock>,
     config: StoreConfig,
+    identity: Identity,
     /// One permit per KiB of queued commands.
     room: Arc<Semaphore>,
     queue: mpsc::Sender<Message>,
@@ -49,8 +50,11 @@ impl Store {
         let engine = Engine::open(disk, config.clone())?;
         let keyspace = engine.keyspace();
         write_lock(&keyspace).renew_all(clock.now());
+        let identity = engine.identity();
+        let (revision, index) = (engine.revision(), read_lock(&keyspace).index());
+        tracing::info!(revision = revision.0, index, "the store is open");
         let (queue, inbox) = mpsc::channel();
-        let (announce, durable) = watch::channel(read_lock(&keyspace).revision());
+        let (announce, durable) = watch::channel(revision);
         let thread = Writer {
             engine,
             inbox,
@@ -59,11 +63,12 @@ impl Store {
             held: None,
             queue: queue.clone(),
             checkpoint: None,
+            retry_at: 0,
         }
         .spawn();
         let room = Arc::new(Semaphore::new(kib(config.queue_bytes) as usize));
         let writer = Mutex::new(Some(thread));
-        let shared = Shared { keyspace, durable, clock, config, room, queue, writer };
+        let shared = Shared { keyspace, durable, clock, config, identity, room, queue, writer };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -121,7 +126,8 @@ impl Store {
     }
 
     /// Reads the keyspace; the closure also gets the durable revision, which is the newest there
-    /// is. It holds a shared lock: collect handles, and encode them after.
+    /// is. It holds a shared lock: collect handles, and encode them after. It must not call the
+    /// store again.
     pub fn read<R>(&self, f: impl FnOnce(&Keyspace, Revision) -> R) -> R {
         let keyspace = read_lock(&self.shared.keyspace);
         f(&keyspace, keyspace.revision())
@@ -135,6 +141,11 @@ impl Store {
     /// A receiver that sees the durable revision grow.
     pub fn subscribe(&self) -> watch::Receiver<Revision> {
         self.shared.durable.clone()
+    }
+
+    /// Which cluster and member this is.
+    pub fn identity(&self) -> Identity {
+        self.shared.identity
     }
 
     /// The changes of a range after a revision, from there on.
@@ -161,7 +172,8 @@ impl Store {
         let _ = self.shared.queue.send(Message::Wake);
     }
 
-    /// Finishes the queued writes and lets the data directory go.
+    /// Finishes the queued writes and lets the data directory go. Dropping the last handle does the
+    /// same, but nobody knows when: only after this call may the directory be opened again.
     pub async fn close(&self) {
         let (done, finished) = oneshot::channel();
         if self.shared.queue.send(Message::Close(done)).is_ok() {

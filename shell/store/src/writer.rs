@@ -19,6 +19,11 @@ use crate::engine::{Engine, Entry};
 use crate::error::StoreError;
 use crate::store::read_lock;
 
+/// How long ended leases wait after the disk refused their end, in milliseconds.
+const EXPIRY_RETRY: u64 = 5_000;
+/// How many leases end with one sync.
+const EXPIRY_BATCH: usize = 256;
+
 /// What the writer is told.
 #[derive(Debug)]
 pub(crate) enum Message {
@@ -26,8 +31,8 @@ pub(crate) enum Message {
     Write(Box<Job>),
     /// Look at the clock: leases may have ended.
     Wake,
-    /// The checkpoint is written, or is not.
-    Checkpoint(io::Result<u64>),
+    /// The checkpoint thread is done.
+    Checkpoint,
     /// Finish and answer.
     Close(oneshot::Sender<()>),
 }
@@ -52,7 +57,9 @@ pub(crate) struct Writer {
     pub(crate) held: Option<Message>,
     /// For the checkpoint thread.
     pub(crate) queue: Sender<Message>,
-    pub(crate) checkpoint: Option<thread::JoinHandle<()>>,
+    pub(crate) checkpoint: Option<thread::JoinHandle<io::Result<u64>>>,
+    /// Before this moment ended leases are not tried again.
+    pub(crate) retry_at: u64,
 }
 
 impl Writer {
@@ -73,7 +80,7 @@ impl Writer {
             match message {
                 Message::Write(job) => self.commit(*job),
                 Message::Wake => {}
-                Message::Checkpoint(result) => self.engine.end_checkpoint(result),
+                Message::Checkpoint => self.end_checkpoint(),
                 Message::Close(done) => return self.close(done),
             }
             self.expire();
@@ -87,8 +94,10 @@ impl Writer {
         let Some(job) = self.engine.begin_checkpoint() else { return };
         let queue = self.queue.clone();
         let body = move || {
-            // A closed writer needs no answer: the next start finds the file.
-            let _ = queue.send(Message::Checkpoint(job.run()));
+            let result = job.run();
+            // A writer that is closing waits for the thread itself.
+            let _ = queue.send(Message::Checkpoint);
+            result
         };
         match thread::Builder::new().name("knarr-checkpoint".into()).spawn(body) {
             Ok(thread) => self.checkpoint = Some(thread),
@@ -96,12 +105,16 @@ impl Writer {
         }
     }
 
-    /// Lets everything go before it answers, the lock on the directory last.
-    fn close(mut self, done: oneshot::Sender<()>) {
+    fn end_checkpoint(&mut self) {
         if let Some(thread) = self.checkpoint.take() {
-            // A checkpoint that panicked left a temporary file for the next start to remove.
-            let _ = thread.join();
+            let panicked = |_| Err(io::Error::other("the checkpoint thread panicked"));
+            self.engine.end_checkpoint(thread.join().unwrap_or_else(panicked));
         }
+    }
+
+    /// Lets everything go before it answers, the lock on the directory included.
+    fn close(mut self, done: oneshot::Sender<()>) {
+        self.end_checkpoint();
         if let Err(error) = self.engine.seal() {
             tracing::warn!(%error, "the log is closed without its mark");
         }
@@ -118,7 +131,8 @@ impl Writer {
         let Some(deadline) = read_lock(&self.engine.keyspace()).next_expiry() else {
             return self.inbox.recv().ok();
         };
-        let wait = Duration::from_millis(deadline.saturating_sub(self.clock.now()));
+        let wake_at = deadline.max(self.retry_at);
+        let wait = Duration::from_millis(wake_at.saturating_sub(self.clock.now()));
         match self.inbox.recv_timeout(wait) {
             Ok(message) => Some(message),
             Err(RecvTimeoutError::Timeout) => Some(Message::Wake),
@@ -156,15 +170,17 @@ impl Writer {
 
     /// Revokes the leases that have ended.
     fn expire(&mut self) {
-        let ended = read_lock(&self.engine.keyspace()).expired(self.clock.now());
-        if ended.is_empty() {
+        let now = self.clock.now();
+        let ended = read_lock(&self.engine.keyspace()).expired(now);
+        if ended.is_empty() || now < self.retry_at {
             return;
         }
         let revoke = |id| Entry::new(Command::LeaseRevoke { id });
-        for chunk in ended.chunks(256) {
+        for chunk in ended.chunks(EXPIRY_BATCH) {
             let entries: Vec<Entry> = chunk.iter().copied().map(revoke).collect();
             if let Err(error) = self.engine.commit(&entries) {
                 tracing::error!(%error, "ended leases could not be revoked");
+                self.retry_at = now + EXPIRY_RETRY;
                 return;
             }
         }
@@ -172,7 +188,7 @@ impl Writer {
     }
 
     fn publish(&self) {
-        let revision = read_lock(&self.engine.keyspace()).revision();
+        let revision = self.engine.revision();
         self.announce.send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
     }
 }
