@@ -236,7 +236,7 @@ impl Seed<'_, '_, '_> {
             _ => return self.wrong_shape("number"),
         };
         if fits {
-            return Value::Number(number);
+            return if *self.shape == Shape::Float64 { whole(number) } else { number.into() };
         }
         let literal = format!("number {number}");
         if *self.shape == Shape::IntOrString {
@@ -377,6 +377,13 @@ fn string_map<'de, A: MapAccess<'de>>(
         entries.insert(key, filled(value, shape));
     }
     Ok(Value::Object(entries))
+}
+
+/// Go writes 5.0 as 5.
+fn whole(number: serde_json::Number) -> Value {
+    let as_float = number.as_f64().filter(|n| number.is_f64() && n.abs() < 1e15);
+    let as_whole = as_float.map(|n| (n, n as i64)).filter(|(n, i)| *n == *i as f64);
+    as_whole.map_or(Value::Number(number), |(_, whole)| whole.into())
 }
 
 /// Null as an element of a list or map is the zero value of the element.
