@@ -12,7 +12,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use serde_json::{Map, Value};
 
 use crate::scalar;
-use crate::table::{Schema, Shape, TypeDef, TypeId};
+use crate::table::{JsonKind, Schema, Shape, TypeDef, TypeId};
 
 /// Strict decoding reports at most this many issues, as upstream does.
 const MAX_ISSUES: usize = 100;
@@ -226,7 +226,7 @@ impl Seed<'_, '_, '_> {
                 number.as_i64().is_some_and(|n| i32::try_from(n).is_ok())
             }
             Shape::Int64 => number.is_i64(),
-            Shape::Float64 | Shape::Json => true,
+            Shape::Float64 | Shape::Json(_) => true,
             Shape::Quantity => return self.scalar(scalar::quantity(&number.to_string())),
             Shape::Time | Shape::MicroTime => {
                 let text = self.cx.mismatch_text("number", "string");
@@ -279,7 +279,7 @@ impl<'de> Visitor<'de> for Seed<'_, '_, '_> {
 
     fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
         Ok(match self.shape {
-            Shape::Bool | Shape::Json | Shape::SchemaOrBool(_) => Value::Bool(value),
+            Shape::Bool | Shape::Json(_) | Shape::SchemaOrBool(_) => Value::Bool(value),
             _ => self.wrong_shape("bool"),
         })
     }
@@ -299,7 +299,7 @@ impl<'de> Visitor<'de> for Seed<'_, '_, '_> {
 
     fn visit_str<E>(self, text: &str) -> Result<Value, E> {
         Ok(match self.shape {
-            Shape::String | Shape::Json | Shape::IntOrString => Value::from(text),
+            Shape::String | Shape::Json(_) | Shape::IntOrString => Value::from(text),
             Shape::Quantity => self.scalar(scalar::quantity(text)),
             Shape::Time => self.scalar(scalar::time(text)),
             Shape::MicroTime => self.scalar(scalar::micro_time(text)),
@@ -314,7 +314,7 @@ impl<'de> Visitor<'de> for Seed<'_, '_, '_> {
                 let go = self.go.and_then(|go| go.strip_prefix("[]"));
                 list(self.cx, element, go, seq)
             }
-            Shape::Json => any_seq(seq),
+            Shape::Json(_) => any_seq(seq),
             Shape::SchemaOrArray(id) => {
                 schema_or(self.cx, |cx| list(cx, &Shape::Ref(*id), None, seq))
             }
@@ -333,7 +333,7 @@ impl<'de> Visitor<'de> for Seed<'_, '_, '_> {
                 let go = self.go.and_then(|go| go.strip_prefix("map[")?.split_once(']'));
                 string_map(self.cx, element, go.map(|(_, value)| value), map)
             }
-            Shape::Json => any_map(map),
+            Shape::Json(_) => any_map(map),
             Shape::SchemaOrArray(id) | Shape::SchemaOrBool(id) | Shape::SchemaOrStrings(id) => {
                 schema_or(self.cx, |cx| object(cx, *id, map))
             }
@@ -454,7 +454,9 @@ fn go_type(schema: &Schema, shape: &Shape) -> String {
         Shape::IntOrString => "intstr.IntOrString".into(),
         Shape::Time => "v1.Time".into(),
         Shape::MicroTime => "v1.MicroTime".into(),
-        Shape::Json => "runtime.RawExtension".into(),
+        Shape::Json(JsonKind::Raw) => "runtime.RawExtension".into(),
+        Shape::Json(JsonKind::Fields) => "v1.FieldsV1".into(),
+        Shape::Json(JsonKind::Any) => "v1.JSON".into(),
         Shape::SchemaOrArray(_) => "v1.JSONSchemaPropsOrArray".into(),
         Shape::SchemaOrBool(_) => "v1.JSONSchemaPropsOrBool".into(),
         Shape::SchemaOrStrings(_) => "v1.JSONSchemaPropsOrStringArray".into(),

@@ -163,8 +163,7 @@ fn crd_names(crd: &mut Object) {
     let Some(spec) = crd.get_mut("spec").and_then(Value::as_object_mut) else { return };
     let versions = spec.get("versions").and_then(Value::as_array).into_iter().flatten();
     let stored = versions.filter(|v| v["storage"] == true).map(|v| v["name"].clone()).next();
-    let names = spec.entry("names").or_insert_with(|| json!({}));
-    if let Value::Object(names) = names {
+    if let Some(names) = spec.get_mut("names").and_then(Value::as_object_mut) {
         let kind = text(names.get("kind")).to_string();
         if text(names.get("singular")).is_empty() {
             names.insert("singular".into(), kind.to_lowercase().into());
@@ -173,9 +172,10 @@ fn crd_names(crd: &mut Object) {
             names.insert("listKind".into(), (kind + "List").into());
         }
     }
+    let Some(stored) = stored else { return };
     let status = crd.entry("status").or_insert_with(|| json!({}));
     let has_stored = status["storedVersions"].as_array().is_some_and(|v| !v.is_empty());
-    if let (Some(stored), Value::Object(status), false) = (stored, status, has_stored) {
+    if let (Value::Object(status), false) = (status, has_stored) {
         status.insert("storedVersions".into(), json!([stored]));
     }
 }
