@@ -48,6 +48,17 @@ fn position(order: &[Value], item: &Value, merge_key: &str) -> Result<Option<usi
     find(order, merge_key, key)
 }
 
+/// Every value of both lists once.
+pub(crate) fn union(old: &[Value], new: &[Value]) -> Vec<Value> {
+    let mut out: Vec<Value> = vec![];
+    for value in old.iter().chain(new) {
+        if !out.contains(value) {
+            out.push(value.clone());
+        }
+    }
+    out
+}
+
 /// Where the element with this key stands.
 pub(crate) fn find(
     items: &[Value],

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use crate::go_text::{go_fmt, go_type_of};
 use crate::order;
 use crate::patch::{PatchError, drop_nulls};
-use crate::table::{Field, Schema, Shape, TypeId};
+use crate::table::{Field, Presence, Schema, Shape, TypeId};
 
 const DIRECTIVE: &str = "$patch";
 const RETAIN_KEYS: &str = "$retainKeys";
@@ -42,11 +42,18 @@ struct Merger<'s> {
     schema: &'s Schema,
 }
 
+/// A merged list, and the order in which its old elements are taken to have stood.
+struct Merged {
+    list: Vec<Value>,
+    before: Vec<Value>,
+}
+
 /// What the table says about merging one field.
 struct Meta<'s> {
     shape: &'s Shape,
     merge_key: &'s str,
     strategy: Strategy,
+    is_pointer: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -98,7 +105,7 @@ impl<'s> Merger<'s> {
             }
             (Some(Value::Array(old)), Value::Array(new)) => {
                 let meta = self.list_meta(shape, &key)?;
-                Some(Value::Array(self.merge_by_strategy(old, new, &meta)?))
+                Some(Value::Array(self.merge_by_strategy(old, new, &meta)?.list))
             }
             (_, mut new) => {
                 drop_nulls(&mut new);
@@ -114,10 +121,10 @@ impl<'s> Merger<'s> {
         old: Vec<Value>,
         new: Vec<Value>,
         meta: &Meta<'_>,
-    ) -> Result<Vec<Value>, PatchError> {
+    ) -> Result<Merged, PatchError> {
         match meta.strategy {
             Strategy::Merge => self.merge_list(old, new, meta),
-            _ => Ok(new),
+            _ => Ok(Merged { list: new, before: old }),
         }
     }
 
@@ -126,27 +133,26 @@ impl<'s> Merger<'s> {
         old: Vec<Value>,
         new: Vec<Value>,
         meta: &Meta<'_>,
-    ) -> Result<Vec<Value>, PatchError> {
+    ) -> Result<Merged, PatchError> {
         if old.is_empty() && new.is_empty() {
-            return Ok(old);
+            return Ok(Merged { list: old, before: new });
         }
         if order::element_type(&[&old, &new])? != "map[string]interface {}" {
-            let mut merged: Vec<Value> = vec![];
-            for value in old.iter().chain(&new) {
-                if !merged.contains(value) {
-                    merged.push(value.clone());
-                }
-            }
-            return order::arrange(merged, &new, &old, "");
+            let list = order::arrange(order::union(&old, &new), &new, &old, "")?;
+            return Ok(Merged { list, before: old });
         }
         if meta.merge_key.is_empty() {
             let text = "cannot merge lists without merge key for struct";
             return Err(PatchError::Internal(text.into()));
         }
+        let places = old.len();
         let (old, new) = list_directives(old, new, meta.merge_key)?;
-        let before = old.clone();
+        let kept = old.clone();
         let merged = self.merge_elements(old, &new, meta)?;
-        order::arrange(merged, &new, &before, meta.merge_key)
+        // Upstream appends in place: a new element may take the place a deleted one had.
+        let before = merged.iter().take(places).cloned().collect();
+        let list = order::arrange(merged, &new, &kept, meta.merge_key)?;
+        Ok(Merged { list, before })
     }
 
     fn merge_elements(
@@ -200,18 +206,20 @@ impl<'s> Merger<'s> {
         if let Some(new) = &new {
             check_order(new, &wanted, meta.merge_key)?;
         }
-        let merged = match (old.clone(), new.clone()) {
-            (Some(old), None) => old,
+        let empty: &[Value] = &[];
+        let both = [old.as_deref().unwrap_or(empty), new.as_deref().unwrap_or(empty)];
+        let element_type = order::element_type(&both).map(drop);
+        let merged = match (old, new) {
+            (Some(old), None) => Merged { list: old.clone(), before: old },
             (None, Some(new)) => match without_directives(Value::Array(new)) {
-                Some(Value::Array(new)) => new,
+                Some(Value::Array(list)) => Merged { list, before: vec![] },
                 _ => return Ok(()),
             },
             (Some(old), Some(new)) => self.merge_by_strategy(old, new, &meta)?,
             (None, None) => return Ok(()),
         };
-        let (old, new) = (old.unwrap_or_default(), new.unwrap_or_default());
-        order::element_type(&[&old, &new])?;
-        let arranged = order::arrange(merged, &wanted, &old, meta.merge_key)?;
+        element_type?;
+        let arranged = order::arrange(merged.list, &wanted, &merged.before, meta.merge_key)?;
         original.insert(key.into(), Value::Array(arranged));
         patch.remove(key);
         Ok(())
@@ -237,6 +245,7 @@ impl<'s> Merger<'s> {
             shape: &field.shape,
             merge_key: field.merge_key().unwrap_or_default(),
             strategy: strategy(field),
+            is_pointer: matches!(field.presence, Presence::Pointer | Presence::Nullable),
         })
     }
 
@@ -244,6 +253,8 @@ impl<'s> Merger<'s> {
         let meta = self.struct_meta(shape, key)?;
         match meta.shape {
             Shape::List(element) => Ok(Meta { shape: element, ..meta }),
+            // Through a pointer upstream's reflection takes a struct for the element.
+            Shape::Ref(_) if meta.is_pointer => Ok(meta),
             _ => {
                 let text = "expected slice or array type, but got: struct";
                 Err(PatchError::Internal(text.into()))

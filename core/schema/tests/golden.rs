@@ -14,7 +14,10 @@ use std::{env, fs};
 fn check(file: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
     let script = fs::read_to_string(&path).unwrap();
-    let schema = Schema::builtin();
+    let schema = match file {
+        "merge_item.txt" => Schema::parse(include_str!("merge_item.types")),
+        _ => Schema::builtin(),
+    };
     let mut out = String::new();
     for block in script.trim_end().split("\n\n") {
         let lines = block.lines().filter(|line| !line.starts_with("=> "));
@@ -129,4 +132,9 @@ fn merge_patches() {
 #[test]
 fn strategic_merge_patches() {
     check("strategic.txt");
+}
+
+#[test]
+fn strategic_merge_of_every_kind_of_field() {
+    check("merge_item.txt");
 }
