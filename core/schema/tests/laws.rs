@@ -129,11 +129,11 @@ fn grow(shape: &Shape, depth: usize, choices: &mut dyn Iterator<Item = u8>) -> V
     let choice = choices.next().unwrap_or(0);
     match shape {
         Shape::String => json!(["", "a", "RollingUpdate", "é\n\"<"][usize::from(choice % 4)]),
-        Shape::Bool => json!(choice % 2 == 0),
+        Shape::Bool => json!(choice.is_multiple_of(2)),
         Shape::Int32 | Shape::Int64 | Shape::Float64 => json!(i32::from(choice) - 3),
         Shape::Bytes => json!(["", "aGk="][usize::from(choice % 2)]),
         Shape::Quantity => json!(["0", "1000m", "1.5Gi", "100u"][usize::from(choice % 4)]),
-        Shape::IntOrString if choice % 2 == 0 => json!(choice),
+        Shape::IntOrString if choice.is_multiple_of(2) => json!(choice),
         Shape::IntOrString => json!("25%"),
         Shape::Time => json!("2024-05-06T07:08:09+02:00"),
         Shape::MicroTime => json!("2024-05-06T07:08:09.123456Z"),
