@@ -9,7 +9,7 @@ use alloc::{format, vec};
 use core::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::scalar;
 use crate::table::{JsonKind, Schema, Shape, TypeDef, TypeId};
@@ -73,34 +73,53 @@ impl Schema {
     pub fn decode(&self, id: TypeId, json: &[u8]) -> Result<Decoded, DecodeError> {
         let mut parser = serde_json::Deserializer::from_slice(json);
         let mut cx = Cx::new(self);
-        let tree = run(&mut cx, id, &mut parser)?;
-        parser.end().map_err(syntax)?;
-        Ok(Decoded { tree, issues: cx.issues })
+        let tree = run(&mut cx, id, &mut parser).and_then(|tree| parser.end().map(|()| tree));
+        cx.finish(tree, json)
     }
 
     /// The same for a tree that is parsed already (YAML, a patched object).
     pub fn decode_value(&self, id: TypeId, value: &Value) -> Result<Decoded, DecodeError> {
         let mut cx = Cx::new(self);
-        let tree = run(&mut cx, id, value)?;
-        Ok(Decoded { tree, issues: cx.issues })
+        let tree = run(&mut cx, id, value);
+        cx.finish(tree, b"")
     }
 }
 
-fn run<'de, D>(cx: &mut Cx<'_>, id: TypeId, input: D) -> Result<Value, DecodeError>
+fn run<'de, D>(cx: &mut Cx<'_>, id: TypeId, input: D) -> Result<Value, serde_json::Error>
 where
     D: Deserializer<'de, Error = serde_json::Error>,
 {
-    let shape = Shape::Ref(id);
-    let tree = Seed { cx, shape: &shape, go: None }.deserialize(input);
-    match (cx.error.take(), tree) {
-        (Some(error), _) => Err(DecodeError::Type(error.text)),
-        (None, Ok(tree)) => Ok(tree),
-        (None, Err(error)) => Err(syntax(error)),
-    }
+    Seed { cx, shape: &Shape::Ref(id), go: None }.deserialize(input)
 }
 
-fn syntax(error: serde_json::Error) -> DecodeError {
-    DecodeError::Syntax(error.to_string())
+/// Where a syntax error was found, by the start of our parser's words and the end of Go's.
+const SYNTAX: [(&str, &str); 7] = [
+    ("trailing characters", "after top-level value"),
+    ("expected value", "looking for beginning of value"),
+    ("trailing comma", "looking for beginning of value"),
+    ("key must be a string", "looking for beginning of object key string"),
+    ("expected `:`", "after object key"),
+    ("expected `,` or `}`", "after object key:value pair"),
+    ("expected `,` or `]`", "after array element"),
+];
+
+/// Go's words for a syntax error.
+fn syntax(error: &serde_json::Error, json: &[u8]) -> DecodeError {
+    let ours = error.to_string();
+    if error.is_eof() {
+        return DecodeError::Syntax("unexpected end of JSON input".to_string());
+    }
+    let line = json.split(|b| *b == b'\n').nth(error.line().saturating_sub(1)).unwrap_or(b"");
+    let found = line.get(error.column().saturating_sub(1)..).unwrap_or(b"");
+    let found = String::from_utf8_lossy(found).chars().next().unwrap_or('\n');
+    let go = SYNTAX.iter().find(|(start, _)| ours.starts_with(start));
+    DecodeError::Syntax(match go {
+        Some(("trailing comma", _)) if found == '}' => {
+            format!("invalid character {found:?} looking for beginning of object key string")
+        }
+        Some((_, context)) => format!("invalid character {found:?} {context}"),
+        None => ours,
+    })
 }
 
 /// Where decoding stands and what it has found.
@@ -130,6 +149,19 @@ impl<'s> Cx<'s> {
             strict_path: String::new(),
             fields: vec![],
             owner: "",
+        }
+    }
+
+    fn finish(
+        self,
+        tree: Result<Value, serde_json::Error>,
+        json: &[u8],
+    ) -> Result<Decoded, DecodeError> {
+        match (self.error, tree) {
+            (_, Err(error)) => Err(syntax(&error, json)),
+            (Some(error), _) => Err(DecodeError::Type(error.text)),
+            (None, Ok(Value::Null)) => Ok(Decoded { tree: json!({}), issues: self.issues }),
+            (None, Ok(tree)) => Ok(Decoded { tree, issues: self.issues }),
         }
     }
 
