@@ -9,6 +9,11 @@ use serde_json::{Map, Value};
 
 /// Most operations one JSON patch may have.
 pub const MAX_OPERATIONS: usize = 10_000;
+/// How deep a JSON patch may nest an object. Copies and moves could double the depth with every
+/// operation, and what walks a tree afterwards recurses.
+pub const MAX_DEPTH: usize = 512;
+/// What no parsed document or patch exceeds: the JSON parser's own limit.
+const PARSED_DEPTH: usize = 128;
 /// How much one JSON patch may grow an object by copying, in bytes of JSON.
 pub const MAX_COPY_BYTES: usize = 3 * 1024 * 1024;
 
@@ -48,11 +53,41 @@ pub fn json_patch(doc: &Value, patch: &Value) -> Result<Value, PatchError> {
         )));
     }
     let mut doc = doc.clone();
-    let mut copied = 0;
+    let mut budget = Budget { copied: 0, depth: PARSED_DEPTH };
     for operation in operations {
-        apply(&mut doc, operation, &mut copied).map_err(PatchError::Unprocessable)?;
+        apply(&mut doc, operation, &mut budget)
+            .and_then(|()| budget.check_depth(&doc, operation))
+            .map_err(PatchError::Unprocessable)?;
     }
     Ok(doc)
+}
+
+/// What the operations of one patch share.
+struct Budget {
+    /// Bytes copied so far.
+    copied: usize,
+    /// The document is at most this deep.
+    depth: usize,
+}
+
+impl Budget {
+    /// Counts the depth an operation may have added; measures only when the limit may be reached.
+    fn check_depth(&mut self, doc: &Value, op: &Map<String, Value>) -> Result<(), String> {
+        let path = op.get("path").and_then(Value::as_str).unwrap_or_default();
+        self.depth += path.matches('/').count();
+        if self.depth > MAX_DEPTH {
+            self.depth = depth(doc).max(PARSED_DEPTH);
+        }
+        if self.depth > MAX_DEPTH { Err("exceeded max depth".to_owned()) } else { Ok(()) }
+    }
+}
+
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(entries) => 1 + entries.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
 }
 
 fn operations(patch: &Value) -> Result<Vec<&Map<String, Value>>, String> {
@@ -76,7 +111,7 @@ fn json_kind(value: &Value) -> &'static str {
     }
 }
 
-fn apply(doc: &mut Value, op: &Map<String, Value>, copied: &mut usize) -> Result<(), String> {
+fn apply(doc: &mut Value, op: &Map<String, Value>, budget: &mut Budget) -> Result<(), String> {
     let kind = op.get("op").and_then(Value::as_str).unwrap_or("unknown");
     let value = op.get("value").cloned().unwrap_or(Value::Null);
     match kind {
@@ -84,7 +119,7 @@ fn apply(doc: &mut Value, op: &Map<String, Value>, copied: &mut usize) -> Result
         "remove" => remove(doc, pointer(op, "path", kind)?),
         "replace" => replace(doc, pointer(op, "path", kind)?, value),
         "move" => move_value(doc, op),
-        "copy" => copy(doc, op, copied),
+        "copy" => copy(doc, op, budget),
         "test" => test(doc, pointer(op, "path", kind)?, &value),
         _ => Err(format!("Unexpected kind: {kind}")),
     }
@@ -143,7 +178,7 @@ fn move_value(doc: &mut Value, op: &Map<String, Value>) -> Result<(), String> {
     insert(target, &key, value).map_err(|e| format!("error in move for path: '{path}': {e}"))
 }
 
-fn copy(doc: &mut Value, op: &Map<String, Value>, copied: &mut usize) -> Result<(), String> {
+fn copy(doc: &mut Value, op: &Map<String, Value>, budget: &mut Budget) -> Result<(), String> {
     let from = pointer(op, "from", "copy")?;
     let (source, key) = find(doc, from).ok_or_else(|| {
         format!("copy operation does not apply: doc is missing from path: {from}: missing value")
@@ -151,8 +186,9 @@ fn copy(doc: &mut Value, op: &Map<String, Value>, copied: &mut usize) -> Result<
     let value =
         get(source, &key).map_err(|e| format!("error in copy for path: '{from}': {e}"))?.clone();
     let path = pointer(op, "path", "copy")?;
-    *copied += value.to_string().len();
-    if *copied > MAX_COPY_BYTES {
+    budget.copied += value.to_string().len();
+    if budget.copied > MAX_COPY_BYTES {
+        let copied = budget.copied;
         return Err(format!(
             "Unable to complete the copy, the accumulated size increase of copy is {copied}, \
              exceeding the limit {MAX_COPY_BYTES}"

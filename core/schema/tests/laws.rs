@@ -316,3 +316,18 @@ fn json_patches_have_limits() {
     let error = json_patch(&doc, &Value::from(copies)).unwrap_err().to_string();
     assert!(error.starts_with("Unable to complete the copy"), "{error}");
 }
+
+#[test]
+fn json_patches_do_not_nest_without_end() {
+    let doc = (0..100).fold(json!({}), |inner, _| json!({"a": inner}));
+    let mut patch = vec![json!({"op": "copy", "from": "/a", "path": "/b"})];
+    for length in 1..=6 {
+        let path = "/a".repeat(100 * length) + "/a";
+        patch.push(json!({"op": "copy", "from": "/b", "path": path}));
+    }
+    assert!(json_patch(&doc, &Value::from(&patch[..4])).is_ok());
+    let error = json_patch(&doc, &Value::from(patch)).unwrap_err().to_string();
+    assert_eq!(error, "exceeded max depth");
+    let shallow = vec![json!({"op": "add", "path": "/x/y/z", "value": 1}); 10_000];
+    assert!(json_patch(&json!({"x": {"y": {}}}), &Value::from(shallow)).is_ok());
+}

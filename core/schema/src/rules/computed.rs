@@ -122,11 +122,10 @@ fn containers_sum(spec: &Object, key: &str) -> Sums {
         if text(container.get("restartPolicy")) == "Always" {
             add(&mut total, &needs);
             add(&mut sidecars, &needs);
-            needs = sidecars.clone();
         } else {
             add(&mut needs, &sidecars);
+            raise(&mut init, needs);
         }
-        raise(&mut init, needs);
     }
     raise(&mut total, init);
     total
