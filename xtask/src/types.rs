@@ -33,19 +33,22 @@ const EXTRA: &[(&str, &str)] = &[
 struct Sources {
     go_api: PathBuf,
     go_apimachinery: PathBuf,
-    discovery: PathBuf,
+    discovery: Option<PathBuf>,
     swagger: Option<PathBuf>,
 }
 
-/// Runs the chore; `args` are `--go-api DIR --go-apimachinery DIR --discovery DIR
+/// Runs the chore; `args` are `--go-api DIR --go-apimachinery DIR [--discovery DIR]
 /// [--swagger FILE]`. The folders of apiextensions-apiserver and kube-aggregator are looked for
-/// beside that of the api.
+/// beside that of the api. The kinds to start from come from discovery documents, or are those
+/// that the table has already.
 pub(crate) fn run(args: &[String]) -> Result<String, String> {
     let sources = parse_args(args)?;
     let mut world = World::new(go_roots(&sources));
-    let kinds = served_kinds(&sources.discovery)?;
-    let mut roots: Vec<TypeName> = kinds.keys().cloned().collect();
-    roots.extend(EXTRA.iter().map(|(path, name)| type_name(path, name)));
+    let kinds = match &sources.discovery {
+        Some(dir) => served_kinds(dir)?,
+        None => known_kinds()?,
+    };
+    let roots: Vec<TypeName> = kinds.keys().cloned().collect();
     let rows = world.rows(roots)?;
     let text = render(&rows, &kinds);
     fs::write(OUTPUT, &text).map_err(|e| format!("{OUTPUT}: {e}"))?;
@@ -65,7 +68,7 @@ fn parse_args(args: &[String]) -> Result<Sources, String> {
     Ok(Sources {
         go_api: need("--go-api")?,
         go_apimachinery: need("--go-apimachinery")?,
-        discovery: need("--discovery")?,
+        discovery: value("--discovery"),
         swagger: value("--swagger"),
     })
 }
@@ -89,9 +92,12 @@ fn type_name(path: &str, name: &str) -> TypeName {
     TypeName { path: path.to_owned(), name: name.to_owned() }
 }
 
-/// Go type → (group, version) of every kind that discovery lists.
-fn served_kinds(dir: &Path) -> Result<BTreeMap<TypeName, (String, String)>, String> {
-    let mut kinds = BTreeMap::new();
+/// Go type → (group, version).
+type Kinds = BTreeMap<TypeName, (String, String)>;
+
+/// Every kind that discovery lists, and the extra ones.
+fn served_kinds(dir: &Path) -> Result<Kinds, String> {
+    let mut kinds = Kinds::new();
     let groups = read_json(&dir.join("aggregated_v2.json"))?;
     for group in array(&groups["items"]) {
         let group_name = text(&group["metadata"]["name"]);
@@ -122,12 +128,26 @@ fn served_kinds(dir: &Path) -> Result<BTreeMap<TypeName, (String, String)>, Stri
     Ok(kinds)
 }
 
-fn add_kind(
-    kinds: &mut BTreeMap<TypeName, (String, String)>,
-    group: &str,
-    version: &str,
-    kind: &str,
-) {
+/// The same of every kind that the table has now.
+fn known_kinds() -> Result<Kinds, String> {
+    let text = fs::read_to_string(OUTPUT).map_err(|e| format!("{OUTPUT}: {e}"))?;
+    let mut kinds = Kinds::new();
+    let mut path = String::new();
+    for line in text.lines() {
+        if let Some(package) = line.strip_prefix("package io.k8s.") {
+            path = format!("k8s.io/{}", package.replace('.', "/"));
+        }
+        let kind = line.strip_prefix("type ").and_then(|rest| rest.split_once(" gvk="));
+        if let Some((name, rest)) = kind {
+            let gvk = rest.split(' ').next().and_then(|gv| gv.split_once('/'));
+            let (group, version) = gvk.ok_or_else(|| format!("{OUTPUT}: {line}"))?;
+            kinds.insert(type_name(&path, name), (group.into(), version.into()));
+        }
+    }
+    Ok(kinds)
+}
+
+fn add_kind(kinds: &mut Kinds, group: &str, version: &str, kind: &str) {
     let stem = group.split('.').next().unwrap_or_default();
     let path = match group {
         "apiextensions.k8s.io" => APIEXTENSIONS.to_owned(),
@@ -161,7 +181,7 @@ const HEADER: &str = "\
 # presence: ! always written, ? omitempty, 0 omitzero, * pointer with omitempty, ~ pointer without.
 ";
 
-fn render(rows: &[Row], kinds: &BTreeMap<TypeName, (String, String)>) -> String {
+fn render(rows: &[Row], kinds: &Kinds) -> String {
     let mut out = HEADER.to_owned();
     let mut package = "";
     for row in rows {

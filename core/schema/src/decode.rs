@@ -9,10 +9,10 @@ use alloc::{format, vec};
 use core::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::scalar;
-use crate::table::{Schema, Shape, TypeDef, TypeId};
+use crate::table::{JsonKind, Schema, Shape, TypeDef, TypeId};
 
 /// Strict decoding reports at most this many issues, as upstream does.
 const MAX_ISSUES: usize = 100;
@@ -73,34 +73,53 @@ impl Schema {
     pub fn decode(&self, id: TypeId, json: &[u8]) -> Result<Decoded, DecodeError> {
         let mut parser = serde_json::Deserializer::from_slice(json);
         let mut cx = Cx::new(self);
-        let tree = run(&mut cx, id, &mut parser)?;
-        parser.end().map_err(syntax)?;
-        Ok(Decoded { tree, issues: cx.issues })
+        let tree = run(&mut cx, id, &mut parser).and_then(|tree| parser.end().map(|()| tree));
+        cx.finish(tree, json)
     }
 
     /// The same for a tree that is parsed already (YAML, a patched object).
     pub fn decode_value(&self, id: TypeId, value: &Value) -> Result<Decoded, DecodeError> {
         let mut cx = Cx::new(self);
-        let tree = run(&mut cx, id, value)?;
-        Ok(Decoded { tree, issues: cx.issues })
+        let tree = run(&mut cx, id, value);
+        cx.finish(tree, b"")
     }
 }
 
-fn run<'de, D>(cx: &mut Cx<'_>, id: TypeId, input: D) -> Result<Value, DecodeError>
+fn run<'de, D>(cx: &mut Cx<'_>, id: TypeId, input: D) -> Result<Value, serde_json::Error>
 where
     D: Deserializer<'de, Error = serde_json::Error>,
 {
-    let shape = Shape::Ref(id);
-    let tree = Seed { cx, shape: &shape, go: None }.deserialize(input);
-    match (cx.error.take(), tree) {
-        (Some(error), _) => Err(DecodeError::Type(error.text)),
-        (None, Ok(tree)) => Ok(tree),
-        (None, Err(error)) => Err(syntax(error)),
-    }
+    Seed { cx, shape: &Shape::Ref(id), go: None }.deserialize(input)
 }
 
-fn syntax(error: serde_json::Error) -> DecodeError {
-    DecodeError::Syntax(error.to_string())
+/// Where a syntax error was found, by the start of our parser's words and the end of Go's.
+const SYNTAX: [(&str, &str); 7] = [
+    ("trailing characters", "after top-level value"),
+    ("expected value", "looking for beginning of value"),
+    ("trailing comma", "looking for beginning of value"),
+    ("key must be a string", "looking for beginning of object key string"),
+    ("expected `:`", "after object key"),
+    ("expected `,` or `}`", "after object key:value pair"),
+    ("expected `,` or `]`", "after array element"),
+];
+
+/// Go's words for a syntax error.
+fn syntax(error: &serde_json::Error, json: &[u8]) -> DecodeError {
+    let ours = error.to_string();
+    if error.is_eof() {
+        return DecodeError::Syntax("unexpected end of JSON input".to_string());
+    }
+    let line = json.split(|b| *b == b'\n').nth(error.line().saturating_sub(1)).unwrap_or(b"");
+    let found = line.get(error.column().saturating_sub(1)..).unwrap_or(b"");
+    let found = String::from_utf8_lossy(found).chars().next().unwrap_or('\n');
+    let go = SYNTAX.iter().find(|(start, _)| ours.starts_with(start));
+    DecodeError::Syntax(match go {
+        Some(("trailing comma", _)) if found == '}' => {
+            format!("invalid character {found:?} looking for beginning of object key string")
+        }
+        Some((_, context)) => format!("invalid character {found:?} {context}"),
+        None => ours,
+    })
 }
 
 /// Where decoding stands and what it has found.
@@ -130,6 +149,19 @@ impl<'s> Cx<'s> {
             strict_path: String::new(),
             fields: vec![],
             owner: "",
+        }
+    }
+
+    fn finish(
+        self,
+        tree: Result<Value, serde_json::Error>,
+        json: &[u8],
+    ) -> Result<Decoded, DecodeError> {
+        match (self.error, tree) {
+            (_, Err(error)) => Err(syntax(&error, json)),
+            (Some(error), _) => Err(DecodeError::Type(error.text)),
+            (None, Ok(Value::Null)) => Ok(Decoded { tree: json!({}), issues: self.issues }),
+            (None, Ok(tree)) => Ok(Decoded { tree, issues: self.issues }),
         }
     }
 
@@ -226,7 +258,7 @@ impl Seed<'_, '_, '_> {
                 number.as_i64().is_some_and(|n| i32::try_from(n).is_ok())
             }
             Shape::Int64 => number.is_i64(),
-            Shape::Float64 | Shape::Json => true,
+            Shape::Float64 | Shape::Json(_) => true,
             Shape::Quantity => return self.scalar(scalar::quantity(&number.to_string())),
             Shape::Time | Shape::MicroTime => {
                 let text = self.cx.mismatch_text("number", "string");
@@ -236,7 +268,7 @@ impl Seed<'_, '_, '_> {
             _ => return self.wrong_shape("number"),
         };
         if fits {
-            return Value::Number(number);
+            return if *self.shape == Shape::Float64 { whole(number) } else { number.into() };
         }
         let literal = format!("number {number}");
         if *self.shape == Shape::IntOrString {
@@ -279,7 +311,7 @@ impl<'de> Visitor<'de> for Seed<'_, '_, '_> {
 
     fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
         Ok(match self.shape {
-            Shape::Bool | Shape::Json | Shape::SchemaOrBool(_) => Value::Bool(value),
+            Shape::Bool | Shape::Json(_) | Shape::SchemaOrBool(_) => Value::Bool(value),
             _ => self.wrong_shape("bool"),
         })
     }
@@ -299,7 +331,7 @@ impl<'de> Visitor<'de> for Seed<'_, '_, '_> {
 
     fn visit_str<E>(self, text: &str) -> Result<Value, E> {
         Ok(match self.shape {
-            Shape::String | Shape::Json | Shape::IntOrString => Value::from(text),
+            Shape::String | Shape::Json(_) | Shape::IntOrString => Value::from(text),
             Shape::Quantity => self.scalar(scalar::quantity(text)),
             Shape::Time => self.scalar(scalar::time(text)),
             Shape::MicroTime => self.scalar(scalar::micro_time(text)),
@@ -314,7 +346,7 @@ impl<'de> Visitor<'de> for Seed<'_, '_, '_> {
                 let go = self.go.and_then(|go| go.strip_prefix("[]"));
                 list(self.cx, element, go, seq)
             }
-            Shape::Json => any_seq(seq),
+            Shape::Json(_) => any_seq(seq),
             Shape::SchemaOrArray(id) => {
                 schema_or(self.cx, |cx| list(cx, &Shape::Ref(*id), None, seq))
             }
@@ -333,7 +365,7 @@ impl<'de> Visitor<'de> for Seed<'_, '_, '_> {
                 let go = self.go.and_then(|go| go.strip_prefix("map[")?.split_once(']'));
                 string_map(self.cx, element, go.map(|(_, value)| value), map)
             }
-            Shape::Json => any_map(map),
+            Shape::Json(_) => any_map(map),
             Shape::SchemaOrArray(id) | Shape::SchemaOrBool(id) | Shape::SchemaOrStrings(id) => {
                 schema_or(self.cx, |cx| object(cx, *id, map))
             }
@@ -377,6 +409,13 @@ fn string_map<'de, A: MapAccess<'de>>(
         entries.insert(key, filled(value, shape));
     }
     Ok(Value::Object(entries))
+}
+
+/// Go writes 5.0 as 5.
+fn whole(number: serde_json::Number) -> Value {
+    let as_float = number.as_f64().filter(|n| number.is_f64() && n.abs() < 1e15);
+    let as_whole = as_float.map(|n| (n, n as i64)).filter(|(n, i)| *n == *i as f64);
+    as_whole.map_or(Value::Number(number), |(_, whole)| whole.into())
 }
 
 /// Null as an element of a list or map is the zero value of the element.
@@ -447,7 +486,9 @@ fn go_type(schema: &Schema, shape: &Shape) -> String {
         Shape::IntOrString => "intstr.IntOrString".into(),
         Shape::Time => "v1.Time".into(),
         Shape::MicroTime => "v1.MicroTime".into(),
-        Shape::Json => "runtime.RawExtension".into(),
+        Shape::Json(JsonKind::Raw) => "runtime.RawExtension".into(),
+        Shape::Json(JsonKind::Fields) => "v1.FieldsV1".into(),
+        Shape::Json(JsonKind::Any) => "v1.JSON".into(),
         Shape::SchemaOrArray(_) => "v1.JSONSchemaPropsOrArray".into(),
         Shape::SchemaOrBool(_) => "v1.JSONSchemaPropsOrBool".into(),
         Shape::SchemaOrStrings(_) => "v1.JSONSchemaPropsOrStringArray".into(),

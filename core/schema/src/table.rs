@@ -105,7 +105,7 @@ pub enum Shape {
     /// RFC 3339 microseconds, UTC.
     MicroTime,
     /// Any JSON, kept as it is.
-    Json,
+    Json(JsonKind),
     /// A JSON schema, a list of them.
     SchemaOrArray(TypeId),
     /// A JSON schema or a boolean.
@@ -118,6 +118,17 @@ pub enum Shape {
     List(Box<Shape>),
     /// A map by string.
     Map(Box<Shape>),
+}
+
+/// Which of Go's types for arbitrary JSON it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JsonKind {
+    /// runtime.RawExtension
+    Raw,
+    /// metav1.FieldsV1
+    Fields,
+    /// apiextensions' JSON
+    Any,
 }
 
 /// When Go writes a field.
@@ -152,9 +163,15 @@ pub enum ListKind {
 impl Schema {
     /// The table of every built-in type; parses the text, a few milliseconds, once per process.
     pub fn builtin() -> Schema {
-        let mut schema = parse(TYPES);
+        let mut schema = Schema::parse(TYPES);
         schema.rules = Rules::builtin(&schema);
         schema
+    }
+
+    /// A schema of one's own, without defaults, from text in the form of the built-in table.
+    /// Panics on text that is not.
+    pub fn parse(text: &'static str) -> Schema {
+        parse(text)
     }
 
     /// The type with this OpenAPI name.
@@ -335,7 +352,9 @@ fn parse_shape(text: &str, package: &str, names: &BTreeMap<String, TypeId>) -> S
         "intorstring" => Shape::IntOrString,
         "time" => Shape::Time,
         "microtime" => Shape::MicroTime,
-        "json" | "raw" | "fields" => Shape::Json,
+        "raw" => Shape::Json(JsonKind::Raw),
+        "fields" => Shape::Json(JsonKind::Fields),
+        "json" => Shape::Json(JsonKind::Any),
         "schemaorarray" => Shape::SchemaOrArray(id("JSONSchemaProps")),
         "schemaorbool" => Shape::SchemaOrBool(id("JSONSchemaProps")),
         "schemaorstrings" => Shape::SchemaOrStrings(id("JSONSchemaProps")),

@@ -167,7 +167,13 @@ impl World {
                 return Ok(()); // not serialised by name; the API has no such field
             }
             let inner = qualify(&member.go_type, &owner.path, imports)?;
-            return self.flatten(&inner, &proto, out);
+            let before = out.len();
+            self.flatten(&inner, &proto, out)?;
+            if proto.len() == outer.len() {
+                // Inlined in JSON only, as TypeMeta is: not on the protobuf wire.
+                out[before..].iter_mut().for_each(|field| field.proto.clear());
+            }
+            return Ok(());
         }
         if proto.len() == outer.len() {
             proto.clear();

@@ -122,11 +122,10 @@ fn containers_sum(spec: &Object, key: &str) -> Sums {
         if text(container.get("restartPolicy")) == "Always" {
             add(&mut total, &needs);
             add(&mut sidecars, &needs);
-            needs = sidecars.clone();
         } else {
             add(&mut needs, &sidecars);
+            raise(&mut init, needs);
         }
-        raise(&mut init, needs);
     }
     raise(&mut total, init);
     total
@@ -163,8 +162,7 @@ fn crd_names(crd: &mut Object) {
     let Some(spec) = crd.get_mut("spec").and_then(Value::as_object_mut) else { return };
     let versions = spec.get("versions").and_then(Value::as_array).into_iter().flatten();
     let stored = versions.filter(|v| v["storage"] == true).map(|v| v["name"].clone()).next();
-    let names = spec.entry("names").or_insert_with(|| json!({}));
-    if let Value::Object(names) = names {
+    if let Some(names) = spec.get_mut("names").and_then(Value::as_object_mut) {
         let kind = text(names.get("kind")).to_string();
         if text(names.get("singular")).is_empty() {
             names.insert("singular".into(), kind.to_lowercase().into());
@@ -173,9 +171,10 @@ fn crd_names(crd: &mut Object) {
             names.insert("listKind".into(), (kind + "List").into());
         }
     }
+    let Some(stored) = stored else { return };
     let status = crd.entry("status").or_insert_with(|| json!({}));
     let has_stored = status["storedVersions"].as_array().is_some_and(|v| !v.is_empty());
-    if let (Some(stored), Value::Object(status), false) = (stored, status, has_stored) {
+    if let (Value::Object(status), false) = (status, has_stored) {
         status.insert("storedVersions".into(), json!([stored]));
     }
 }
