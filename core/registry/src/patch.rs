@@ -71,6 +71,7 @@ fn unsupported(media: &str) -> Status {
 fn refusal(kind: &Kind, name: &str, error: &PatchError) -> Status {
     match error {
         PatchError::BadPatch(text) => Status::bad_request(text.clone()),
+        PatchError::Internal(text) => Status::internal(text),
         PatchError::TooLarge(text) => {
             Status::new(Reason::RequestEntityTooLarge, format!("Request entity too large: {text}"))
         }
