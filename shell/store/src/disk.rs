@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 use rustix::io::Errno;
@@ -66,7 +66,7 @@ impl RealDisk {
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, OpenError> {
         let dir = dir.into();
         let failed = |source| OpenError::Io { file: dir.display().to_string(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed)?;
+        create_durably(&dir).map_err(failed)?;
         let mut lock = OpenOptions::new()
             .read(true)
             .write(true)
@@ -90,6 +90,17 @@ impl RealDisk {
         lock.set_len(0).and_then(|()| writeln!(lock, "{pid}")).map_err(failed)?;
         Ok(Self { dir, _lock: lock })
     }
+}
+
+/// Makes a directory, and what is missing above it, so that a power cut does not take it back.
+fn create_durably(dir: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    for parent in missing.into_iter().filter_map(Path::parent) {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        File::open(parent)?.sync_all()?;
+    }
+    Ok(())
 }
 
 impl Disk for RealDisk {

@@ -193,6 +193,40 @@ fn a_checkpoint_frees_a_full_disk() {
     assert_eq!(all(&open(&disk).unwrap()).count, held.count + 1);
 }
 
+/// A valid record at another's place in a checkpoint.
+#[test]
+fn a_checkpoint_is_read_in_order() {
+    let disk = SimDisk::default();
+    let config = StoreConfig { segment_bytes: 64 << 10, checkpoint_bytes: 1, ..config() };
+    let mut engine = Engine::open(Arc::new(disk.clone()), config).unwrap();
+    for number in 0..60 {
+        let (key, value) = (format!("key-{number:02}").into(), vec![number; 4000].into());
+        let put = Op::Put { key, value, lease: LeaseId(0) };
+        let txn = Txn { success: vec![put], ..Txn::default() };
+        engine.commit(&[Entry::new(Command::Txn(txn))]).unwrap().remove(0).unwrap();
+    }
+    let job = engine.begin_checkpoint().unwrap();
+    engine.end_checkpoint(job.run());
+    drop(engine);
+    let name = disk.list().unwrap().remove(0);
+    let bytes = read(&disk, &name);
+    let next = |at: usize| {
+        let len = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+        (at + MARK + len).next_multiple_of(8)
+    };
+    let second = next(64);
+    let third = next(second);
+    assert_eq!(third - second, next(third) - third, "alike in size");
+    let mut file = disk.open(&name).unwrap();
+    file.write_at(second as u64, &bytes[third..next(third)]).unwrap();
+    match open(&disk) {
+        Err(OpenError::Corrupt { file, offset, .. }) => {
+            assert_eq!((file, offset), (name, second as u64));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Whatever a file holds, a start ends with a state or an error.
 #[test]
 fn garbage_never_panics() {

@@ -135,16 +135,17 @@ async fn writers_share_a_sync_and_readers_do_not_wait_for_it() {
 
 #[tokio::test]
 async fn everything_is_there_after_a_restart() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = real(dir.path()).unwrap();
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("made/on/the/way");
+    let store = real(&dir).unwrap();
     let mut last = TxnResponse { revision: Revision(0), succeeded: true, responses: vec![] };
     for number in 0..600_u32 {
         let key = format!("k{}", number % 50);
         last = store.txn(put(&key, &vec![number as u8; 1000])).await.unwrap();
     }
     store.close().await;
-    assert!(!dir.path().join("log-0000000000000001").exists(), "checkpoints free the log");
-    let store = real(dir.path()).unwrap();
+    assert!(!dir.join("log-0000000000000001").exists(), "checkpoints free the log");
+    let store = real(&dir).unwrap();
     assert_eq!(store.durable(), last.revision);
     assert_eq!(value(&store, "k49").unwrap(), vec![87_u8; 1000]);
     let next = store.txn(put("k0", b"new")).await.unwrap();
