@@ -17,6 +17,8 @@ use crate::table::{JsonKind, Schema, Shape, TypeDef, TypeId};
 /// Strict decoding reports at most this many issues, as upstream does.
 const MAX_ISSUES: usize = 100;
 
+const FREE: Shape = Shape::Json(JsonKind::Free);
+
 /// A decoded object and what strict decoding has to say about it.
 #[derive(Debug)]
 pub struct Decoded {
@@ -71,25 +73,27 @@ impl core::error::Error for DecodeError {}
 impl Schema {
     /// Decodes JSON bytes as an object of type `id`.
     pub fn decode(&self, id: TypeId, json: &[u8]) -> Result<Decoded, DecodeError> {
+        self.decode_shape(&Shape::Ref(id), json)
+    }
+
+    /// Parses JSON of no type, such as a patch: nulls stay, and keys that come twice are issues.
+    pub fn decode_any(&self, json: &[u8]) -> Result<Decoded, DecodeError> {
+        self.decode_shape(&FREE, json)
+    }
+
+    fn decode_shape(&self, shape: &Shape, json: &[u8]) -> Result<Decoded, DecodeError> {
         let mut parser = serde_json::Deserializer::from_slice(json);
         let mut cx = Cx::new(self);
-        let tree = run(&mut cx, id, &mut parser).and_then(|tree| parser.end().map(|()| tree));
-        cx.finish(tree, json)
+        let tree = Seed { cx: &mut cx, shape, go: None }.deserialize(&mut parser);
+        cx.finish(tree.and_then(|tree| parser.end().map(|()| tree)), json)
     }
 
     /// The same for a tree that is parsed already (YAML, a patched object).
     pub fn decode_value(&self, id: TypeId, value: &Value) -> Result<Decoded, DecodeError> {
         let mut cx = Cx::new(self);
-        let tree = run(&mut cx, id, value);
+        let tree = Seed { cx: &mut cx, shape: &Shape::Ref(id), go: None }.deserialize(value);
         cx.finish(tree, b"")
     }
-}
-
-fn run<'de, D>(cx: &mut Cx<'_>, id: TypeId, input: D) -> Result<Value, serde_json::Error>
-where
-    D: Deserializer<'de, Error = serde_json::Error>,
-{
-    Seed { cx, shape: &Shape::Ref(id), go: None }.deserialize(input)
 }
 
 /// Where a syntax error was found, by the start of our parser's words and the end of Go's.
@@ -235,16 +239,6 @@ impl<'de> DeserializeSeed<'de> for Seed<'_, '_, '_> {
 }
 
 impl Seed<'_, '_, '_> {
-    fn wrong(self, value: &str) -> Value {
-        let go_type = self.go_type();
-        self.cx.mismatch(value, &go_type);
-        Value::Null
-    }
-
-    fn go_type(&self) -> String {
-        self.go.map_or_else(|| go_type(self.cx.schema, self.shape), ToString::to_string)
-    }
-
     fn scalar<E: fmt::Display>(self, result: Result<Value, E>) -> Value {
         result.unwrap_or_else(|error| {
             self.cx.refuse(error.to_string());
@@ -258,30 +252,18 @@ impl Seed<'_, '_, '_> {
                 number.as_i64().is_some_and(|n| i32::try_from(n).is_ok())
             }
             Shape::Int64 => number.is_i64(),
-            Shape::Float64 | Shape::Json(_) => true,
+            Shape::Float64 => return whole(number),
+            Shape::Json(_) => true,
             Shape::Quantity => return self.scalar(scalar::quantity(&number.to_string())),
-            Shape::Time | Shape::MicroTime => {
-                let text = self.cx.mismatch_text("number", "string");
-                self.cx.refuse(text);
-                return Value::Null;
-            }
-            _ => return self.wrong_shape("number"),
+            _ => return self.misfit("number"),
         };
-        if fits {
-            return if *self.shape == Shape::Float64 { whole(number) } else { number.into() };
-        }
-        let literal = format!("number {number}");
-        if *self.shape == Shape::IntOrString {
-            let text = self.cx.mismatch_text(&literal, "int32");
-            self.cx.refuse(text);
-            return Value::Null;
-        }
-        self.wrong(&literal)
+        if fits { number.into() } else { self.misfit(&format!("number {number}")) }
     }
 
-    /// A scalar of a kind the shape never takes.
-    fn wrong_shape(self, value: &str) -> Value {
-        let inner = match self.shape {
+    /// A value that the shape does not take; `value` is Go's word for it. What decodes itself in
+    /// Go complains about the type inside and stops there.
+    fn misfit(self, value: &str) -> Value {
+        let inside = match self.shape {
             Shape::IntOrString => "int32",
             Shape::Time | Shape::MicroTime => "string",
             Shape::Quantity => return self.scalar(scalar::quantity(value)),
@@ -290,9 +272,14 @@ impl Seed<'_, '_, '_> {
                 return Value::Null;
             }
             Shape::SchemaOrArray(_) | Shape::SchemaOrStrings(_) => return Value::Null,
-            _ => return self.wrong(value),
+            shape => {
+                let own = || go_type(self.cx.schema, shape);
+                let go_type = self.go.map_or_else(own, ToString::to_string);
+                self.cx.mismatch(value, &go_type);
+                return Value::Null;
+            }
         };
-        let text = self.cx.mismatch_text(value, inner);
+        let text = self.cx.mismatch_text(value, inside);
         self.cx.refuse(text);
         Value::Null
     }
@@ -312,7 +299,7 @@ impl<'de> Visitor<'de> for Seed<'_, '_, '_> {
     fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
         Ok(match self.shape {
             Shape::Bool | Shape::Json(_) | Shape::SchemaOrBool(_) => Value::Bool(value),
-            _ => self.wrong_shape("bool"),
+            _ => self.misfit("bool"),
         })
     }
 
@@ -336,7 +323,7 @@ impl<'de> Visitor<'de> for Seed<'_, '_, '_> {
             Shape::Time => self.scalar(scalar::time(text)),
             Shape::MicroTime => self.scalar(scalar::micro_time(text)),
             Shape::Bytes => self.scalar(scalar::bytes(text)),
-            _ => self.wrong_shape("string"),
+            _ => self.misfit("string"),
         })
     }
 
@@ -346,6 +333,7 @@ impl<'de> Visitor<'de> for Seed<'_, '_, '_> {
                 let go = self.go.and_then(|go| go.strip_prefix("[]"));
                 list(self.cx, element, go, seq)
             }
+            Shape::Json(JsonKind::Free) => list(self.cx, &FREE, None, seq),
             Shape::Json(_) => any_seq(seq),
             Shape::SchemaOrArray(id) => {
                 schema_or(self.cx, |cx| list(cx, &Shape::Ref(*id), None, seq))
@@ -353,7 +341,7 @@ impl<'de> Visitor<'de> for Seed<'_, '_, '_> {
             Shape::SchemaOrStrings(_) => list(self.cx, &Shape::String, None, seq),
             _ => {
                 while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(self.wrong_shape("array"))
+                Ok(self.misfit("array"))
             }
         }
     }
@@ -365,13 +353,14 @@ impl<'de> Visitor<'de> for Seed<'_, '_, '_> {
                 let go = self.go.and_then(|go| go.strip_prefix("map[")?.split_once(']'));
                 string_map(self.cx, element, go.map(|(_, value)| value), map)
             }
+            Shape::Json(JsonKind::Free) => string_map(self.cx, &FREE, None, map),
             Shape::Json(_) => any_map(map),
             Shape::SchemaOrArray(id) | Shape::SchemaOrBool(id) | Shape::SchemaOrStrings(id) => {
                 schema_or(self.cx, |cx| object(cx, *id, map))
             }
             _ => {
                 while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(self.wrong_shape("object"))
+                Ok(self.misfit("object"))
             }
         }
     }
@@ -489,6 +478,7 @@ fn go_type(schema: &Schema, shape: &Shape) -> String {
         Shape::Json(JsonKind::Raw) => "runtime.RawExtension".into(),
         Shape::Json(JsonKind::Fields) => "v1.FieldsV1".into(),
         Shape::Json(JsonKind::Any) => "v1.JSON".into(),
+        Shape::Json(JsonKind::Free) => "interface {}".into(),
         Shape::SchemaOrArray(_) => "v1.JSONSchemaPropsOrArray".into(),
         Shape::SchemaOrBool(_) => "v1.JSONSchemaPropsOrBool".into(),
         Shape::SchemaOrStrings(_) => "v1.JSONSchemaPropsOrStringArray".into(),

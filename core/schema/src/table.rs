@@ -129,6 +129,8 @@ pub enum JsonKind {
     Fields,
     /// apiextensions' JSON
     Any,
+    /// A tree of no type: strict decoding looks into it for keys that come twice.
+    Free,
 }
 
 /// When Go writes a field.
@@ -355,6 +357,7 @@ fn parse_shape(text: &str, package: &str, names: &BTreeMap<String, TypeId>) -> S
         "raw" => Shape::Json(JsonKind::Raw),
         "fields" => Shape::Json(JsonKind::Fields),
         "json" => Shape::Json(JsonKind::Any),
+        "any" => Shape::Json(JsonKind::Free),
         "schemaorarray" => Shape::SchemaOrArray(id("JSONSchemaProps")),
         "schemaorbool" => Shape::SchemaOrBool(id("JSONSchemaProps")),
         "schemaorstrings" => Shape::SchemaOrStrings(id("JSONSchemaProps")),

@@ -49,6 +49,11 @@ fn run(schema: &Schema, command: &str, inputs: &[&str]) -> String {
     };
     match operation {
         "decode" => decode(schema, type_of(schema, kind), inputs[0]),
+        "parse" => match schema.decode_any(inputs[0].as_bytes()) {
+            Ok(decoded) if decoded.issues.is_empty() => decoded.tree.to_string(),
+            Ok(decoded) => format!("{}\n{}", decoded.tree, strict_error(&decoded.issues)),
+            Err(error) => format!("{error:?}"),
+        },
         "default" => {
             let mut tree = json(0);
             schema.default(type_of(schema, kind), &mut tree);
