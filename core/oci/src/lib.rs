@@ -3,3 +3,8 @@
 #![no_std]
 
 extern crate alloc;
+
+pub mod cri;
+pub mod image;
+pub mod seccomp;
+pub mod spec;
