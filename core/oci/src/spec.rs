@@ -32,6 +32,8 @@ pub struct ContainerSpec {
     pub mounts: Vec<MountSpec>,
     /// Device nodes under /dev, in order.
     pub devices: Vec<DeviceNode>,
+    /// Whether all device nodes of the host appear too.
+    pub all_host_devices: bool,
     /// Device access rules, evaluated by the device cgroup.
     pub device_rules: Vec<DeviceRule>,
     /// Paths hidden behind /dev/null or an empty read-only tmpfs.
@@ -174,6 +176,8 @@ pub struct DeviceNode {
     pub path: String,
     /// Host path whose numbers are taken; empty when the numbers are given.
     pub host_path: String,
+    /// Access to grant to a device of the host: any of `r`, `w`, `m`.
+    pub access: String,
     /// Kind.
     pub kind: DeviceKind,
     /// Major number.
