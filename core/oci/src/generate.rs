@@ -101,14 +101,21 @@ pub struct ContainerRequest<'a> {
 }
 
 /// Decides everything about a sandbox.
-#[must_use]
-pub fn sandbox_spec(config: &PodSandboxConfig, id: &str, network: NetworkNs) -> SandboxSpec {
+///
+/// # Errors
+/// The control group is not a path below the root of its hierarchy.
+pub fn sandbox_spec(
+    config: &PodSandboxConfig,
+    id: &str,
+    network: NetworkNs,
+) -> Result<SandboxSpec, GenerateError> {
+    check_group(&config.linux.cgroup_parent)?;
     let options = &config.linux.security_context.namespace_options;
     let parent = config.linux.cgroup_parent.trim_end_matches('/');
     let own_name = network != NetworkNs::Node && !config.hostname.is_empty();
     let path = |name: &String| name.replace('.', "/");
     let sysctls = config.linux.sysctls.iter().map(|(name, value)| (path(name), value.clone()));
-    SandboxSpec {
+    Ok(SandboxSpec {
         network,
         hostname: own_name.then(|| config.hostname.clone()),
         ipc: options.ipc,
@@ -117,6 +124,14 @@ pub fn sandbox_spec(config: &PodSandboxConfig, id: &str, network: NetworkNs) -> 
         cgroup_parent: parent.to_string(),
         cgroup: format!("{parent}/{id}"),
         resources: config.linux.resources.clone(),
+    })
+}
+
+fn check_group(path: &str) -> Result<(), GenerateError> {
+    let plain = |part: &str| !matches!(part, "" | "." | "..");
+    match path.strip_prefix('/') {
+        Some(rest) if rest.trim_end_matches('/').split('/').all(plain) => Ok(()),
+        _ => Err(GenerateError::Path(path.to_string())),
     }
 }
 

@@ -1,8 +1,18 @@
 //! Pods as Linux processes: namespaces, cgroups, mounts, seccomp, and the shim that holds them.
 
+mod cgroup;
+mod cleanup;
+mod protocol;
 mod runtime;
+mod shim;
+mod state;
+mod sys;
+mod watch;
 
+pub use cgroup::Hierarchies;
+pub use cleanup::cleanup;
 pub use runtime::{Config, CreateContainer, Event, Events, Runtime};
+pub use shim::shim_main;
 
 /// What went wrong, for the caller.
 #[derive(Debug)]
