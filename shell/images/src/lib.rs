@@ -1,16 +1,44 @@
 //! Images from OCI archives, unpacked into layers for overlayfs.
+//!
+//! ```text
+//! <root>/lock                      held by whoever changes the store
+//! <root>/tmp/                      work that may be thrown away at any time
+//! <root>/layers/<chain id>/fs      one layer, unpacked; shared by the images above it
+//! <root>/images/<id>/record.json   layers, manifest digest, size
+//! <root>/images/<id>/config.json   the configuration, byte for byte
+//! <root>/names.json                full reference -> id
+//! ```
+//!
+//! Everything is made in `tmp` and appears by one rename: layers first, then the image, then its
+//! name. A crash leaves at most unreferenced layers and work in `tmp`, which the next change
+//! removes. Pulling from registries will be another way to fill a [`blobs::Blobs`].
 
-use std::collections::BTreeSet;
-use std::io::Read;
-use std::path::PathBuf;
+mod archive;
+mod blobs;
+mod store;
+mod tarball;
+mod unpack;
 
-use knarr_oci::cri::Image;
-use knarr_oci::image::ImageConfig;
-use knarr_oci::spec::Rootfs;
+use std::io;
 
-/// A local image store below one folder. Calls block.
-pub struct Store {
-    root: PathBuf,
+use knarr_oci::image::ImageError;
+use knarr_oci::reference::ReferenceError;
+
+pub use store::{Store, Unpacked};
+
+/// What an archive may cost; more is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the archive's files, and of all its layers unpacked.
+    pub bytes: u64,
+    /// Files of the archive, and of each layer.
+    pub entries: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { bytes: 64 << 30, entries: 2_000_000 }
+    }
 }
 
 /// What went wrong, for the caller.
@@ -19,28 +47,35 @@ pub struct Store {
 pub enum Error {
     /// No image of that name or id.
     NotFound(String),
+    /// A name that is none.
+    Reference(String, ReferenceError),
+    /// The archive is broken, hostile, or not an image for this machine; the text says how.
+    Archive(String),
+    /// The kernel refused something.
+    Io(String, io::Error),
 }
 
-/// What a container needs of an image.
-pub struct Unpacked {
-    /// Read-only layers.
-    pub rootfs: Rootfs,
-    /// Configuration.
-    pub config: ImageConfig,
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Error::NotFound(name) => write!(f, "no image {name:?}"),
+            Error::Reference(name, why) => write!(f, "{name:?}: {why}"),
+            Error::Archive(why) => write!(f, "bad image archive: {why}"),
+            Error::Io(what, error) => write!(f, "{what}: {error}"),
+        }
+    }
 }
 
-#[allow(unused_variables, missing_docs, clippy::missing_errors_doc)]
-#[rustfmt::skip]
-impl Store {
-    /// Opens the store, making it when missing, and removes what an interrupted import left.
-    pub fn open(root: PathBuf) -> Result<Store, Error> { unreachable!() }
-    /// Imports an OCI or docker archive, plain or gzip; the names its images are now known by.
-    pub fn import(&self, archive: impl Read) -> Result<Vec<Image>, Error> { unreachable!() }
-    pub fn list(&self) -> Result<Vec<Image>, Error> { unreachable!() }
-    /// The image of a name (as a user writes it), digest reference or id.
-    pub fn status(&self, reference: &str) -> Result<Option<Image>, Error> { unreachable!() }
-    /// Layers and configuration, to be given to the runtime.
-    pub fn unpacked(&self, reference: &str) -> Result<Unpacked, Error> { unreachable!() }
-    /// Forgets a name (or, by id, all names) and removes layers that no image and no container uses.
-    pub fn remove(&self, reference: &str, in_use: &BTreeSet<String>) -> Result<(), Error> { unreachable!() }
+impl std::error::Error for Error {}
+
+impl From<ImageError> for Error {
+    fn from(error: ImageError) -> Error {
+        Error::Archive(error.to_string())
+    }
+}
+
+/// Names what was done in an error of the kernel.
+fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    let what = what.into();
+    move |error| Error::Io(what, error)
 }
