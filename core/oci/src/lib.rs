@@ -3,3 +3,16 @@
 #![no_std]
 
 extern crate alloc;
+
+pub mod capability;
+pub mod cgroup;
+pub mod cri;
+pub mod generate;
+pub mod image;
+pub mod log;
+pub mod reference;
+pub mod seccomp;
+pub mod seccomp_default;
+pub mod signal;
+pub mod spec;
+pub mod user;

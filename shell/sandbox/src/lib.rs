@@ -1,1 +1,44 @@
 //! Pods as Linux processes: namespaces, cgroups, mounts, seccomp, and the shim that holds them.
+
+mod cgroup;
+mod cleanup;
+mod protocol;
+mod runtime;
+mod shim;
+mod state;
+mod sys;
+mod watch;
+
+pub use cgroup::Hierarchies;
+pub use cleanup::cleanup;
+pub use runtime::{Config, CreateContainer, Event, Events, Runtime};
+pub use shim::shim_main;
+
+/// What went wrong, for the caller.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no sandbox or container of this id.
+    NotFound(String),
+    /// The request does not fit the state; the text says why.
+    Invalid(String),
+    /// The container's process could not be started; the text is for the user.
+    Start(String),
+    /// An exec ran longer than allowed.
+    Timeout,
+    /// The kernel refused something.
+    Io(String, std::io::Error),
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Error::NotFound(what) => write!(f, "{what} not found"),
+            Error::Invalid(why) | Error::Start(why) => f.write_str(why),
+            Error::Timeout => f.write_str("the command timed out"),
+            Error::Io(what, error) => write!(f, "{what}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
