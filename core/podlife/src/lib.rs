@@ -1,5 +1,141 @@
 //! The node's half of a Pod: (pod, observed, now) to actions and status.
-
+//!
+//! [`decide`] is a function of what the API wants, what the runtime shows and the time. The node's
+//! pump carries out the actions in order, stops at the first that fails, observes again and asks
+//! again; so every step is safe to repeat, and a restart of the agent is just another look.
 #![no_std]
 
 extern crate alloc;
+
+mod backoff;
+pub mod config;
+mod decide;
+pub mod env;
+mod status;
+pub mod volumes;
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use jiff::Timestamp;
+use knarr_oci::cri;
+use serde_json::Value;
+
+pub use backoff::Backoffs;
+pub use decide::decide;
+
+/// Whether a container's image can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageState {
+    /// It is here; its id.
+    Present(String),
+    /// It is not here, and why it cannot be had: (reason, message).
+    Missing(&'static str, String),
+}
+
+/// A step that failed, and is not tried again before its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The container's waiting reason, such as `CreateContainerError`.
+    pub reason: String,
+    /// What went wrong.
+    pub message: String,
+    /// When.
+    pub at: Timestamp,
+    /// How often in a row.
+    pub times: u32,
+}
+
+/// What the node sees of a Pod.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Its sandboxes.
+    pub sandboxes: Vec<cri::PodSandboxStatus>,
+    /// Its containers, of all sandboxes.
+    pub containers: Vec<cri::ContainerStatus>,
+    /// Addresses of its network namespace (the node's own with hostNetwork).
+    pub addresses: Vec<String>,
+    /// Images by the name that the Pod gives them.
+    pub images: BTreeMap<String, ImageState>,
+    /// The node's addresses.
+    pub node_addresses: Vec<String>,
+    /// Containers that could not be started, by name; the sandbox itself under the empty name.
+    pub failures: BTreeMap<String, Failure>,
+    /// Whether volumes and log folder are there.
+    pub prepared: bool,
+}
+
+/// What is to be done next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make folders and volumes.
+    Prepare,
+    /// Make a sandbox, with its network.
+    RunSandbox {
+        /// How many there were before.
+        attempt: u32,
+    },
+    /// Make and start a container.
+    StartContainer {
+        /// Its name.
+        name: String,
+        /// The sandbox it goes into.
+        sandbox: String,
+        /// How many of it there were before.
+        attempt: u32,
+    },
+    /// End a container: SIGTERM, and SIGKILL after the grace period. Those next to each other in
+    /// the list end together.
+    Kill {
+        /// Its id.
+        id: String,
+        /// Its name, for people.
+        name: String,
+        /// Seconds.
+        grace: u64,
+    },
+    /// Remove what is left of a container.
+    RemoveContainer {
+        /// Its id.
+        id: String,
+    },
+    /// End a sandbox and its network.
+    StopSandbox {
+        /// Its id.
+        id: String,
+    },
+    /// Remove what is left of a sandbox.
+    RemoveSandbox {
+        /// Its id.
+        id: String,
+    },
+    /// Remove volumes, folders and logs.
+    CleanUp,
+    /// Tell the API server that nothing is left.
+    Forget,
+}
+
+/// An event to record about the Pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodEvent {
+    /// Whether something is wrong.
+    pub warning: bool,
+    /// Upstream's reason.
+    pub reason: &'static str,
+    /// What a person reads.
+    pub message: String,
+}
+
+/// What comes of a look at a Pod.
+#[derive(Clone, Debug, Default)]
+pub struct Decision {
+    /// What to do, in order.
+    pub actions: Vec<Action>,
+    /// The Pod's status as it should be reported.
+    pub status: Value,
+    /// When to look again although nothing happens.
+    pub wake: Option<Timestamp>,
+    /// What to tell people.
+    pub events: Vec<PodEvent>,
+}

@@ -1,0 +1,336 @@
+//! The decision: what a Pod needs next.
+
+use alloc::borrow::ToOwned;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use jiff::Timestamp;
+use knarr_oci::cri::{ContainerState, ContainerStatus, PodSandboxState, PodSandboxStatus};
+use knarr_typed::{Container, Pod, PodSpec};
+
+use crate::backoff::{Backoffs, retry_at};
+use crate::status::{self, Waiting};
+use crate::{Action, Decision, ImageState, Observed, PodEvent};
+
+const DEFAULT_GRACE_SECONDS: i64 = 30;
+
+/// A Pod as the decision sees it.
+pub(crate) struct Look<'a> {
+    pub(crate) pod: &'a Pod,
+    pub(crate) spec: &'a PodSpec,
+    pub(crate) observed: &'a Observed,
+    pub(crate) now: Timestamp,
+}
+
+/// Decides what a Pod needs next and what is to be reported of it. `None` when the Pod has no spec.
+pub fn decide(
+    pod: &Pod,
+    observed: &Observed,
+    backoffs: &mut Backoffs,
+    now: Timestamp,
+) -> Option<Decision> {
+    let look = Look { pod, spec: pod.spec.as_ref()?, observed, now };
+    let mut steps = Steps { backoffs, decision: Decision::default(), waiting: Waiting::default() };
+    if look.deleting() {
+        steps.terminate(&look);
+    } else if look.over() {
+        steps.wind_up(&look);
+    } else {
+        steps.run(&look);
+    }
+    let Steps { mut decision, waiting, .. } = steps;
+    decision.status = status::status(&look, &waiting);
+    Some(decision)
+}
+
+impl<'a> Look<'a> {
+    pub(crate) fn deleting(&self) -> bool {
+        self.pod.metadata.deletion_timestamp.is_some()
+    }
+
+    pub(crate) fn inits(&self) -> &'a [Container] {
+        self.spec.init_containers.as_deref().unwrap_or_default()
+    }
+
+    pub(crate) fn restart_policy(&self) -> &'a str {
+        self.spec.restart_policy.as_deref().unwrap_or("Always")
+    }
+
+    /// Containers of that name, newest first.
+    pub(crate) fn runs(&self, name: &str) -> Vec<&'a ContainerStatus> {
+        let all = self.observed.containers.iter();
+        let mut runs: Vec<_> = all.filter(|c| c.metadata.name == name).collect();
+        runs.sort_by_key(|run| core::cmp::Reverse(run.metadata.attempt));
+        runs
+    }
+
+    pub(crate) fn newest(&self, name: &str) -> Option<&'a ContainerStatus> {
+        self.runs(name).into_iter().next()
+    }
+
+    pub(crate) fn sandbox(&self) -> Option<&'a PodSandboxStatus> {
+        self.observed.sandboxes.iter().find(|s| s.state == PodSandboxState::Ready)
+    }
+
+    fn grace(&self) -> u64 {
+        let asked = self.pod.metadata.deletion_grace_period_seconds;
+        let own = self.spec.termination_grace_period_seconds;
+        asked.or(own).unwrap_or(DEFAULT_GRACE_SECONDS).max(0).unsigned_abs()
+    }
+
+    /// Whether the Pod has done all it ever will.
+    pub(crate) fn over(&self) -> bool {
+        if self.restart_policy() == "Always" {
+            return false;
+        }
+        let ended = |container: &Container| {
+            let run = self.newest(&container.name);
+            run.is_some_and(|run| run.state == ContainerState::Exited && !self.restarts(run))
+        };
+        let init_failed = self.inits().iter().any(|container| {
+            !is_sidecar(container)
+                && self.newest(&container.name).is_some_and(|run| {
+                    run.state == ContainerState::Exited
+                        && run.exit_code != 0
+                        && self.restart_policy() == "Never"
+                })
+        });
+        init_failed || self.spec.containers.iter().all(ended)
+    }
+
+    /// Whether a run that ended is to be followed by another.
+    fn restarts(&self, run: &ContainerStatus) -> bool {
+        match self.restart_policy() {
+            "Never" => false,
+            "OnFailure" => run.exit_code != 0,
+            _ => true,
+        }
+    }
+}
+
+/// Whether an init container goes on beside the others (KEP-753).
+pub(crate) fn is_sidecar(container: &Container) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
+}
+
+/// A decision in the making.
+struct Steps<'b> {
+    backoffs: &'b mut Backoffs,
+    decision: Decision,
+    waiting: Waiting,
+}
+
+impl Steps<'_> {
+    fn act(&mut self, action: Action) {
+        self.decision.actions.push(action);
+    }
+
+    fn wake_at(&mut self, at: Timestamp) {
+        let wake = self.decision.wake.map_or(at, |old| old.min(at));
+        self.decision.wake = Some(wake);
+    }
+
+    /// On its way out: containers first, sidecars after the others, then all the rest.
+    fn terminate(&mut self, look: &Look<'_>) {
+        if self.kill_running(look, look.grace()) {
+            return;
+        }
+        for sandbox in look.observed.sandboxes.iter().filter(|s| s.state == PodSandboxState::Ready)
+        {
+            self.act(Action::StopSandbox { id: sandbox.id.clone() });
+        }
+        for container in &look.observed.containers {
+            self.act(Action::RemoveContainer { id: container.id.clone() });
+        }
+        for sandbox in &look.observed.sandboxes {
+            self.act(Action::RemoveSandbox { id: sandbox.id.clone() });
+        }
+        self.act(Action::CleanUp);
+        self.act(Action::Forget);
+    }
+
+    /// Ends what runs, the sidecars last; whether there was something.
+    fn kill_running(&mut self, look: &Look<'_>, grace: u64) -> bool {
+        let sidecars = look.inits().iter().filter(|c| is_sidecar(c));
+        let sidecars: Vec<&str> = sidecars.map(|c| c.name.as_str()).collect();
+        let running: Vec<&ContainerStatus> = look
+            .observed
+            .containers
+            .iter()
+            .filter(|c| matches!(c.state, ContainerState::Running | ContainerState::Created))
+            .collect();
+        let is_last = |c: &&&ContainerStatus| sidecars.contains(&c.metadata.name.as_str());
+        let first: Vec<_> = running.iter().filter(|c| !is_last(c)).collect();
+        let turn: Vec<_> = if first.is_empty() { running.iter().collect() } else { first };
+        for container in &turn {
+            let name = container.metadata.name.clone();
+            self.event(false, "Killing", format!("Stopping container {name}"));
+            self.act(Action::Kill { id: container.id.clone(), name, grace });
+        }
+        !turn.is_empty()
+    }
+
+    /// Done for good: nothing keeps running, the logs stay until the Pod is deleted.
+    fn wind_up(&mut self, look: &Look<'_>) {
+        if self.kill_running(look, look.grace()) {
+            return;
+        }
+        for sandbox in look.observed.sandboxes.iter().filter(|s| s.state == PodSandboxState::Ready)
+        {
+            self.act(Action::StopSandbox { id: sandbox.id.clone() });
+        }
+    }
+
+    fn run(&mut self, look: &Look<'_>) {
+        let Some(sandbox) = look.sandbox() else { return self.make_sandbox(look) };
+        if !look.observed.prepared {
+            // After a restart of the agent: volumes are checked, not made anew.
+            self.act(Action::Prepare);
+        }
+        if !self.run_inits(look, &sandbox.id) {
+            return;
+        }
+        for container in &look.spec.containers {
+            self.keep(look, &sandbox.id, container, look.restart_policy());
+        }
+    }
+
+    fn make_sandbox(&mut self, look: &Look<'_>) {
+        // What was in a lost sandbox is gone with it.
+        let attempt = look.observed.sandboxes.iter().map(|s| s.metadata.attempt + 1).max();
+        for sandbox in &look.observed.sandboxes {
+            self.act(Action::StopSandbox { id: sandbox.id.clone() });
+        }
+        if self.held_back(look, "") {
+            return;
+        }
+        self.act(Action::Prepare);
+        self.act(Action::RunSandbox { attempt: attempt.unwrap_or(0) });
+    }
+
+    /// Whether a step that failed has to wait before it is tried again.
+    fn held_back(&mut self, look: &Look<'_>, name: &str) -> bool {
+        let Some(failure) = look.observed.failures.get(name) else { return false };
+        let at = retry_at(failure.at, failure.times);
+        if at <= look.now {
+            return false;
+        }
+        self.wake_at(at);
+        true
+    }
+
+    /// Runs init containers one after the other; whether all are through.
+    fn run_inits(&mut self, look: &Look<'_>, sandbox: &str) -> bool {
+        // An application container that ran proves that they were through, even if they are gone.
+        let begun = look
+            .spec
+            .containers
+            .iter()
+            .any(|c| look.newest(&c.name).is_some_and(|run| run.pod_sandbox_id == sandbox));
+        for container in look.inits() {
+            if is_sidecar(container) {
+                self.keep(look, sandbox, container, "Always");
+                let run = look.newest(&container.name);
+                if !begun && run.is_none_or(|run| run.state != ContainerState::Running) {
+                    return false;
+                }
+                continue;
+            }
+            let run = look.newest(&container.name).filter(|run| run.pod_sandbox_id == sandbox);
+            let through =
+                run.is_some_and(|run| run.state == ContainerState::Exited && run.exit_code == 0);
+            if !begun && !through {
+                let policy = match look.restart_policy() {
+                    "Never" => "Never",
+                    _ => "OnFailure",
+                };
+                self.keep(look, sandbox, container, policy);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Keeps a container going as its policy says.
+    fn keep(&mut self, look: &Look<'_>, sandbox: &str, container: &Container, policy: &str) {
+        let name = container.name.as_str();
+        let runs = look.runs(name);
+        let own = runs.first().filter(|run| run.pod_sandbox_id == sandbox);
+        let mut attempt = runs.first().map_or(0, |run| run.metadata.attempt + 1);
+        match own {
+            Some(run) if run.state == ContainerState::Running => return,
+            Some(run) if run.state == ContainerState::Created => {
+                // Made but never started: the agent stopped in between. Made anew.
+                attempt = run.metadata.attempt;
+                self.act(Action::RemoveContainer { id: run.id.clone() });
+            }
+            Some(run) => {
+                let again = match policy {
+                    "Never" => false,
+                    "OnFailure" => run.exit_code != 0,
+                    _ => true,
+                };
+                if !again {
+                    return;
+                }
+                let (at, wait) = self.backoffs.next_start(name, run);
+                if at > look.now {
+                    self.waiting.crash_loop(name, self.crash_text(look, name, wait));
+                    self.wake_at(at);
+                    return;
+                }
+            }
+            None => {}
+        }
+        if !self.may_start(look, container) {
+            return;
+        }
+        // The last run stays for its logs; those before it go.
+        for old in runs.iter().skip(1) {
+            self.act(Action::RemoveContainer { id: old.id.clone() });
+        }
+        let (name, sandbox) = (name.to_owned(), sandbox.to_owned());
+        self.act(Action::StartContainer { name, sandbox, attempt });
+    }
+
+    fn crash_text(&self, look: &Look<'_>, name: &str, wait: i64) -> String {
+        let metadata = &look.pod.metadata;
+        let word = |word: &Option<String>| word.clone().unwrap_or_default();
+        let wait = if wait % 60 == 0 && wait > 0 {
+            format!("{}m0s", wait / 60)
+        } else if wait > 60 {
+            format!("{}m{}s", wait / 60, wait % 60)
+        } else {
+            format!("{wait}s")
+        };
+        format!(
+            "back-off {wait} restarting failed container={name} pod={}_{}({})",
+            word(&metadata.name),
+            word(&metadata.namespace),
+            word(&metadata.uid)
+        )
+    }
+
+    fn may_start(&mut self, look: &Look<'_>, container: &Container) -> bool {
+        let image = container.image.as_deref().unwrap_or_default();
+        match look.observed.images.get(image) {
+            Some(ImageState::Present(_)) => {}
+            Some(ImageState::Missing(reason, message)) => {
+                self.waiting.set(&container.name, reason, message.clone());
+                return false;
+            }
+            None => return false,
+        }
+        if self.held_back(look, &container.name) {
+            let failure = &look.observed.failures[&container.name];
+            self.waiting.set(&container.name, &failure.reason, failure.message.to_string());
+            return false;
+        }
+        true
+    }
+
+    fn event(&mut self, warning: bool, reason: &'static str, message: String) {
+        self.decision.events.push(PodEvent { warning, reason, message });
+    }
+}
