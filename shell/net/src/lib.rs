@@ -1,1 +1,12 @@
 //! Links, addresses and routes of Pods, by netlink.
+//!
+//! The default link is a routed veth: each Pod has its addresses as /32 (or /128), the node has a
+//! route to each over the host end, and the Pod's default gateway is a link-local address that no
+//! machine has (its neighbour entry is permanent and names the host end's MAC). Nothing is bridged,
+//! no machine-wide setting is touched, and every link carries the instance's name.
+
+mod ipam;
+mod veth;
+
+pub use ipam::{Pool, PoolError, Subnet};
+pub use veth::{Attachment, NetError, Network};
