@@ -2,6 +2,7 @@
 
 mod cgroup;
 mod cleanup;
+mod exec;
 mod protocol;
 mod runtime;
 mod shim;

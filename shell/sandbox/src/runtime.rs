@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio as ChildStdio};
 use std::sync::mpsc::SyncSender;
@@ -23,10 +23,8 @@ use crate::cgroup::Hierarchies;
 use crate::protocol::{self, Exit, Reply, Request};
 use crate::state::{self, ContainerRecord, SandboxDir, SandboxRecord};
 use crate::watch::Watcher;
-use crate::{Error, cleanup};
+use crate::{Error, cleanup, exec};
 
-/// Most bytes that `exec_sync` keeps of each stream.
-const MAX_EXEC_OUTPUT: u64 = 16 << 20;
 /// Most events that wait for the agent; then the watching thread waits.
 const EVENT_QUEUE: usize = 1024;
 
@@ -119,13 +117,15 @@ fn ask(dir: &SandboxDir, request: &Request) -> Result<Reply, Error> {
     hear(&socket)
 }
 
-fn hear(socket: &OwnedFd) -> Result<Reply, Error> {
+/// The next thing a shim says.
+pub(crate) fn hear(socket: &OwnedFd) -> Result<Reply, Error> {
     let heard = protocol::receive(socket).map_err(io_error("hear from the pod shim"))?;
     let gone = || Error::Io("pod shim".into(), io::ErrorKind::UnexpectedEof.into());
     heard.map(|(reply, _)| reply).ok_or_else(gone)
 }
 
-fn unexpected(reply: &Reply) -> Error {
+/// The error that an answer amounts to.
+pub(crate) fn unexpected(reply: &Reply) -> Error {
     match reply {
         Reply::Refused { why } => Error::Invalid(why.clone()),
         Reply::StartFailed { message } => Error::Start(message.clone()),
@@ -451,44 +451,8 @@ impl Runtime {
         let timeout_ms =
             (!timeout.is_zero()).then(|| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
         let request = Request::Exec { id: id.to_string(), process, timeout_ms };
-        exec_sync(&dir, &request).map_err(|error| match error {
-            Error::Io(what, error) if what.is_empty() => Error::Io("exec".into(), error),
-            other => other,
-        })
+        exec::run(&dir, &request)
     }
-}
-
-fn exec_sync(dir: &SandboxDir, request: &Request) -> Result<cri::ExecSyncResponse, Error> {
-    let fail = || io_error("");
-    let socket = protocol::connect(&dir.0).map_err(io_error("connect to the pod shim"))?;
-    let input: OwnedFd = fs::File::open("/dev/null").map_err(fail())?.into();
-    let (stdout, their_out) = io::pipe().map_err(fail())?;
-    let (stderr, their_err) = io::pipe().map_err(fail())?;
-    let fds = [input.as_fd(), their_out.as_fd(), their_err.as_fd()];
-    protocol::send(&socket, request, &fds).map_err(fail())?;
-    drop((their_out, their_err));
-    let (stdout, stderr) = std::thread::scope(|scope| {
-        let errors = scope.spawn(move || take(stderr));
-        (take(stdout), errors.join().unwrap_or_default())
-    });
-    loop {
-        match hear(&socket)? {
-            Reply::Started { .. } => {}
-            Reply::ExecExited { timed_out: true, .. } => return Err(Error::Timeout),
-            Reply::ExecExited { code: exit_code, .. } => {
-                return Ok(cri::ExecSyncResponse { stdout, stderr, exit_code });
-            }
-            other => return Err(unexpected(&other)),
-        }
-    }
-}
-
-/// Reads a stream to its end and keeps a bounded part of it.
-fn take(mut stream: impl Read) -> Vec<u8> {
-    let mut kept = Vec::new();
-    let _ = stream.by_ref().take(MAX_EXEC_OUTPUT).read_to_end(&mut kept);
-    let _ = io::copy(&mut stream, &mut io::sink());
-    kept
 }
 
 fn not_found(kind: &str, id: &str) -> Error {

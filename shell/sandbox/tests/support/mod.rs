@@ -17,7 +17,7 @@ use knarr_sandbox::{Config, CreateContainer, Event, Events, Hierarchies, Runtime
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Whether this machine can run containers; says why not.
-pub fn can_run() -> bool {
+pub(crate) fn can_run() -> bool {
     // SAFETY of meaning: the effective user decides, as it does for the product.
     let root = rustix::process::geteuid().is_root();
     if !root {
@@ -27,15 +27,15 @@ pub fn can_run() -> bool {
 }
 
 /// One instance: everything it makes carries the name of its folder.
-pub struct World {
-    pub dir: tempfile::TempDir,
-    pub runtime: Option<Runtime>,
-    pub events: Option<Events>,
-    pub name: String,
+pub(crate) struct World {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) runtime: Option<Runtime>,
+    pub(crate) events: Option<Events>,
+    pub(crate) name: String,
 }
 
 impl World {
-    pub fn new() -> World {
+    pub(crate) fn new() -> World {
         let dir = tempfile::Builder::new().prefix("knarr-sandbox-").tempdir().unwrap();
         let name = dir.path().file_name().unwrap().to_str().unwrap().to_string();
         let world = World { dir, runtime: None, events: None, name };
@@ -49,7 +49,7 @@ impl World {
     }
 
     /// Opens the runtime, as an agent that starts does.
-    pub fn open(&mut self) {
+    pub(crate) fn open(&mut self) {
         let shim = vec![env!("CARGO_BIN_EXE_knarr-pod-shim").to_string()];
         let config = Config { state_dir: self.state_dir(), shim };
         let (runtime, events) = Runtime::open(config).unwrap();
@@ -57,27 +57,27 @@ impl World {
     }
 
     /// Forgets the runtime, as an agent that dies does.
-    pub fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         (self.runtime, self.events) = (None, None);
     }
 
-    pub fn runtime(&self) -> &Runtime {
+    pub(crate) fn runtime(&self) -> &Runtime {
         self.runtime.as_ref().unwrap()
     }
 
-    pub fn state_dir(&self) -> PathBuf {
+    pub(crate) fn state_dir(&self) -> PathBuf {
         self.dir.path().join("state")
     }
 
-    pub fn layer(&self) -> PathBuf {
+    pub(crate) fn layer(&self) -> PathBuf {
         self.dir.path().join("layer")
     }
 
-    pub fn group(&self) -> String {
+    pub(crate) fn group(&self) -> String {
         format!("/{}/pod", self.name)
     }
 
-    pub fn sandbox_config(&self) -> PodSandboxConfig {
+    pub(crate) fn sandbox_config(&self) -> PodSandboxConfig {
         PodSandboxConfig {
             metadata: PodSandboxMetadata {
                 name: "probe".into(),
@@ -99,11 +99,11 @@ impl World {
         }
     }
 
-    pub fn sandbox(&self) -> String {
+    pub(crate) fn sandbox(&self) -> String {
         self.runtime().run_pod_sandbox(&self.sandbox_config(), NetworkNs::New).unwrap()
     }
 
-    pub fn create(&self, sandbox: &str, config: &ContainerConfig) -> String {
+    pub(crate) fn create(&self, sandbox: &str, config: &ContainerConfig) -> String {
         let mut image = ImageConfig::default();
         image.config.env.push("PATH=/bin".into());
         let rootfs = Rootfs { lower: vec![self.layer().to_str().unwrap().into()] };
@@ -112,14 +112,14 @@ impl World {
     }
 
     /// Creates and starts.
-    pub fn start(&self, sandbox: &str, config: &ContainerConfig) -> String {
+    pub(crate) fn start(&self, sandbox: &str, config: &ContainerConfig) -> String {
         let id = self.create(sandbox, config);
         self.runtime().start_container(&id).unwrap();
         id
     }
 
     /// Waits for the event of a container's end.
-    pub fn exit_of(&self, id: &str) -> ContainerStatus {
+    pub(crate) fn exit_of(&self, id: &str) -> ContainerStatus {
         loop {
             match self.event() {
                 Event::ContainerExited(status) if status.id == id => return *status,
@@ -128,7 +128,7 @@ impl World {
         }
     }
 
-    pub fn event(&self) -> Event {
+    pub(crate) fn event(&self) -> Event {
         match self.events.as_ref().unwrap().recv_timeout(PATIENCE) {
             Ok(event) => event,
             Err(RecvTimeoutError::Timeout) => panic!("no event came"),
@@ -137,7 +137,7 @@ impl World {
     }
 
     /// Runs a container to its end; its status and what it wrote to standard output.
-    pub fn run(&self, sandbox: &str, config: &ContainerConfig) -> (ContainerStatus, String) {
+    pub(crate) fn run(&self, sandbox: &str, config: &ContainerConfig) -> (ContainerStatus, String) {
         let id = self.start(sandbox, config);
         let status = self.exit_of(&id);
         let log = fs::read_to_string(&status.log_path).unwrap();
@@ -146,7 +146,7 @@ impl World {
     }
 
     /// Removes the sandboxes and checks that nothing is left.
-    pub fn finish(mut self) {
+    pub(crate) fn finish(mut self) {
         for sandbox in self.runtime().list_pod_sandbox() {
             self.runtime().remove_pod_sandbox(&sandbox.id).unwrap();
         }
@@ -155,7 +155,7 @@ impl World {
     }
 
     /// Nothing of this instance is left: mounts, control groups, processes (and so namespaces).
-    pub fn assert_clean(&self) {
+    pub(crate) fn assert_clean(&self) {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let left: Vec<&str> = mounts.lines().filter(|line| line.contains(&self.name)).collect();
         assert_eq!(left, Vec::<&str>::new(), "mounts are left");
@@ -164,24 +164,24 @@ impl World {
         assert_eq!(dir_names(&self.state_dir().join("sandboxes")), Vec::<String>::new());
     }
 
-    /// Processes that belong to this instance, by command line and control group.
-    pub fn processes(&self) -> Vec<String> {
-        let pids = dir_names(Path::new("/proc"));
-        let ours = |pid: &String| {
-            ["cmdline", "cgroup"].iter().any(|file| {
-                let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-                String::from_utf8_lossy(&text).contains(&self.name)
-            })
-        };
+    /// Live processes that belong to this instance, by command line and control group. A zombie
+    /// is what its parent has not read yet: of the killed shims here, this very process.
+    pub(crate) fn processes(&self) -> Vec<String> {
         let me = std::process::id().to_string();
-        pids.into_iter()
-            .filter(|pid| pid.parse::<i32>().is_ok() && *pid != me)
-            .filter(ours)
-            .collect()
+        let read = |pid: &str, file: &str| {
+            let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        let ours = |pid: &String| {
+            let zombie = read(pid, "status").contains("State:\tZ");
+            !zombie && ["cmdline", "cgroup"].iter().any(|file| read(pid, file).contains(&self.name))
+        };
+        let pids = dir_names(Path::new("/proc")).into_iter();
+        pids.filter(|pid| pid.parse::<i32>().is_ok() && *pid != me).filter(ours).collect()
     }
 
     /// Process id of the shim of a sandbox.
-    pub fn shim_of(&self, sandbox: &str) -> i32 {
+    pub(crate) fn shim_of(&self, sandbox: &str) -> i32 {
         let group = format!("{}/{sandbox}", self.group());
         Hierarchies::detect().unwrap().processes(&group)[0]
     }
@@ -220,12 +220,12 @@ fn groups_named(dir: &Path, name: &str, depth: u32) -> Vec<PathBuf> {
     found
 }
 
-pub fn own_processes() -> NamespaceOption {
+pub(crate) fn own_processes() -> NamespaceOption {
     NamespaceOption { pid: NamespaceMode::Container, ..Default::default() }
 }
 
 /// A container that runs commands of the probe.
-pub fn probe(commands: &[&str]) -> ContainerConfig {
+pub(crate) fn probe(commands: &[&str]) -> ContainerConfig {
     let mut config = ContainerConfig {
         metadata: ContainerMetadata { name: "c".into(), attempt: 0 },
         command: vec!["probe".into()],
@@ -247,7 +247,7 @@ pub fn probe(commands: &[&str]) -> ContainerConfig {
 }
 
 /// The standard output in a log.
-pub fn output(log: &str) -> String {
+pub(crate) fn output(log: &str) -> String {
     let line = |line: &str| -> Option<String> {
         let mut parts = line.splitn(4, ' ');
         let (_, stream, tag, text) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);

@@ -14,7 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static void on_term(int signal) { (void)signal; _exit(7); }
+static void on_term(int signal) { (void)signal; (void)!write(1, "bye\n", 4); _exit(7); }
 
 static void result(const char *what, int value) {
     printf("%s %s\n", what, value < 0 ? strerrorname_np(errno) : "ok");
