@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use knarr_oci::cri::{ContainerState, ContainerStatus, PodSandboxState, PodSandboxStatus};
 use knarr_typed::{Container, Pod, PodSpec};
 
@@ -14,6 +14,8 @@ use crate::status::{self, Waiting};
 use crate::{Action, Decision, ImageState, Observed, PodEvent};
 
 const DEFAULT_GRACE_SECONDS: i64 = 30;
+/// How often a missing image is looked for.
+const IMAGE_RETRY: SignedDuration = SignedDuration::from_secs(2);
 
 /// A Pod as the decision sees it.
 pub(crate) struct Look<'a> {
@@ -318,6 +320,9 @@ impl Steps<'_> {
             Some(ImageState::Present(_)) => {}
             Some(ImageState::Missing(reason, message)) => {
                 self.waiting.set(&container.name, reason, message.clone());
+                // Somebody may bring it meanwhile.
+                let again = look.now.saturating_add(IMAGE_RETRY);
+                self.wake_at(again.unwrap_or(look.now));
                 return false;
             }
             None => return false,

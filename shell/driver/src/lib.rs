@@ -20,6 +20,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 pub use lease::{Lease, lead};
+pub use reflect::{Scope, reflect};
 
 /// Plans carried out at the same time.
 const MAX_JOBS: usize = 64;
@@ -56,7 +57,12 @@ pub async fn run(ring: Ring, mut drain: watch::Receiver<bool>) {
     let mut reflectors = JoinSet::new();
     for resource in engine.resources() {
         let restart = restarts.entry(resource).or_default().clone();
-        reflectors.spawn(reflect::reflect(ring.watcher.clone(), resource, restart, send.clone()));
+        reflectors.spawn(reflect(
+            ring.watcher.clone(),
+            Scope::all(resource),
+            restart,
+            send.clone(),
+        ));
     }
     let users: Vec<Client> =
         engine.controllers().iter().map(|row| (ring.client_of)(row.user)).collect();

@@ -17,6 +17,22 @@ const LAST_RETRY: Duration = Duration::from_secs(10);
 
 type Sender = mpsc::Sender<(Resource, Change)>;
 
+/// What is watched.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    /// The resource, in all namespaces.
+    pub resource: Resource,
+    /// A field selector, encoded; empty for all objects.
+    pub fields: String,
+}
+
+impl Scope {
+    /// Every object of a resource.
+    pub fn all(resource: Resource) -> Self {
+        Self { resource, fields: String::new() }
+    }
+}
+
 /// Why a reflector goes on.
 enum Again {
     /// From the revision it has come to.
@@ -26,12 +42,12 @@ enum Again {
 }
 
 /// Keeps a resource's changes coming until nobody listens.
-pub(crate) async fn reflect(
-    client: Client,
-    resource: Resource,
-    restart: Arc<Notify>,
-    send: Sender,
-) {
+pub async fn reflect(client: Client, scope: Scope, restart: Arc<Notify>, send: Sender) {
+    let resource = scope.resource;
+    let selector = match scope.fields.as_str() {
+        "" => String::new(),
+        fields => format!("&fieldSelector={fields}"),
+    };
     let mut from = Again::Anew;
     let mut wait = FIRST_RETRY;
     while !send.is_closed() {
@@ -41,7 +57,7 @@ pub(crate) async fn reflect(
             }
             Again::Anew => FROM_SCRATCH.to_owned(),
         };
-        match client.watch(resource, "", &query).await {
+        match client.watch(resource, "", &format!("{query}{selector}")).await {
             Ok(stream) => {
                 wait = FIRST_RETRY;
                 let Some(next) = follow(stream, resource, &from, &restart, &send).await else {

@@ -105,8 +105,8 @@ impl Pool {
     /// # Errors
     /// [`PoolError`].
     pub fn allocate(&mut self, owner: &str) -> Result<IpAddr, PoolError> {
-        if let Some((address, _)) = self.used.iter().find(|(_, o)| *o == owner) {
-            return Ok(*address);
+        if let Some(address) = self.of(owner) {
+            return Ok(address);
         }
         let size = self.subnet.size();
         for step in 1..size {
@@ -142,6 +142,11 @@ impl Pool {
             }
         }
         Ok(())
+    }
+
+    /// The address that `owner` has.
+    pub fn of(&self, owner: &str) -> Option<IpAddr> {
+        self.used.iter().find(|(_, o)| *o == owner).map(|(address, _)| *address)
     }
 
     /// Everybody who has an address.

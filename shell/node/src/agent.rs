@@ -1,0 +1,287 @@
+//! The agent as a whole: what it is made of, and who gets which news.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use knarr_client::{Client, ClientError};
+use knarr_driver::{Scope, reflect};
+use knarr_images::Store as Images;
+use knarr_net::{Network, Pool};
+use knarr_oci::cri::PodSandboxMetadata;
+use knarr_pki::Signed;
+use knarr_podlife::config::Paths;
+use knarr_reconcile::Change;
+use knarr_sandbox::{Config, Event, Events, Runtime};
+use knarr_typed::{Pod, Typed};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::worker::Worker;
+use crate::{PODS, report, serve};
+
+/// Watch items waiting for the agent.
+const MAX_ITEMS: usize = 256;
+
+/// What a node is told.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The node's name.
+    pub name: String,
+    /// Tells this instance's links and control groups from others' on the machine; lower-case
+    /// letters and digits, at most 4.
+    pub instance: String,
+    /// Own state: sandboxes, images, addresses.
+    pub state_dir: PathBuf,
+    /// Pods' folders (`/var/lib/kubelet`).
+    pub pods_dir: PathBuf,
+    /// Pods' logs (`/var/log/pods`).
+    pub logs_dir: PathBuf,
+    /// The node's own address.
+    pub address: IpAddr,
+    /// Port of the node's server.
+    pub port: u16,
+    /// Executable and leading arguments of a pod shim.
+    pub shim: Vec<String>,
+    /// The cluster's CA, PEM: who may call the node's server.
+    pub ca: String,
+    /// The node server's certificate.
+    pub serving: Signed,
+    /// What the node reports as its version.
+    pub version: String,
+}
+
+/// Why an agent cannot work.
+#[derive(Debug)]
+pub enum AgentError {
+    /// The runtime, the image store or the network is of no use here.
+    Machine(String),
+    /// The API server refuses the node.
+    Api(ClientError),
+    /// The node's own server cannot listen.
+    Listen(u16, std::io::Error),
+}
+
+impl std::error::Error for AgentError {}
+
+impl fmt::Display for AgentError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Machine(why) => f.write_str(why),
+            Self::Api(error) => write!(f, "the API server does not take this node: {error}"),
+            Self::Listen(port, error) => write!(f, "the node's port {port}: {error}"),
+        }
+    }
+}
+
+fn machine(error: impl fmt::Display) -> AgentError {
+    AgentError::Machine(error.to_string())
+}
+
+/// What all workers share.
+pub(crate) struct Node {
+    pub(crate) config: NodeConfig,
+    pub(crate) client: Client,
+    pub(crate) runtime: Arc<Runtime>,
+    pub(crate) images: Arc<Images>,
+    pub(crate) network: Network,
+    pub(crate) pool: Mutex<Option<Pool>>,
+    pub(crate) memory: i64,
+    pub(crate) cpus: i64,
+}
+
+impl Node {
+    /// Where a Pod's things lie.
+    pub(crate) fn paths(&self, pod: &Pod) -> Paths {
+        let word = |text: &Option<String>| text.clone().unwrap_or_default();
+        let metadata = &pod.metadata;
+        let (namespace, name) = (word(&metadata.namespace), word(&metadata.name));
+        let uid = word(&metadata.uid);
+        Paths {
+            pod: self.config.pods_dir.join("pods").join(&uid).display().to_string(),
+            logs: self
+                .config
+                .logs_dir
+                .join(format!("{namespace}_{name}_{uid}"))
+                .display()
+                .to_string(),
+            cgroup: format!("/knarr-{}/kubepods", self.config.instance),
+        }
+    }
+
+    /// Runs a blocking call of the runtime or a store.
+    pub(crate) async fn blocking<R: Send + 'static>(
+        self: &Arc<Self>,
+        call: impl FnOnce(&Self) -> R + Send + 'static,
+    ) -> R {
+        let node = self.clone();
+        tokio::task::spawn_blocking(move || call(&node)).await.expect("blocking calls do not panic")
+    }
+
+    pub(crate) fn pool<R>(&self, use_it: impl FnOnce(&mut Option<Pool>) -> R) -> R {
+        use_it(&mut self.pool.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A Pod's task.
+struct Running {
+    pod: watch::Sender<Arc<Pod>>,
+    news: Arc<Notify>,
+}
+
+/// Runs the agent until `drain` says so. Pods keep running when it ends.
+///
+/// # Errors
+/// [`AgentError`] when it cannot begin.
+pub async fn run(
+    config: NodeConfig,
+    client: Client,
+    mut drain: watch::Receiver<bool>,
+) -> Result<(), AgentError> {
+    let listener = TcpListener::bind((config.address, config.port)).await;
+    let listener = listener.map_err(|error| AgentError::Listen(config.port, error))?;
+    let images = Images::open(config.state_dir.join("images")).map_err(machine)?;
+    let runtime = Config { state_dir: config.state_dir.join("runtime"), shim: config.shim.clone() };
+    let (runtime, events) = Runtime::open(runtime).map_err(machine)?;
+    let node = Arc::new(Node {
+        network: Network::open().map_err(machine)?,
+        pool: Mutex::new(None),
+        runtime: Arc::new(runtime),
+        images: Arc::new(images),
+        memory: report::memory(),
+        cpus: report::cpus(),
+        client,
+        config,
+    });
+    report::register(&node).await.map_err(AgentError::Api)?;
+    info!(node = node.config.name, "node registered");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(report::heartbeat(node.clone()));
+    tasks.spawn(serve::serve(node.clone(), listener, drain.clone()));
+    let (send, items) = mpsc::channel(MAX_ITEMS);
+    let scope = Scope { resource: PODS, fields: format!("spec.nodeName%3D{}", node.config.name) };
+    tasks.spawn(reflect(node.client.clone(), scope, Arc::default(), send));
+    tokio::select! {
+        () = dispatch(node, items, events) => {}
+        _ = drain.wait_for(|drain| *drain) => {}
+    }
+    Ok(())
+}
+
+/// Brings news to the Pods' tasks.
+async fn dispatch(
+    node: Arc<Node>,
+    mut items: mpsc::Receiver<(knarr_api::Resource, Change)>,
+    events: Events,
+) {
+    let (send, mut ended) = mpsc::channel::<String>(MAX_ITEMS);
+    std::thread::spawn(move || forward(&events, &send));
+    let mut running: HashMap<String, Running> = HashMap::new();
+    let mut workers: JoinSet<String> = JoinSet::new();
+    loop {
+        tokio::select! {
+            item = items.recv() => {
+                let Some((_, change)) = item else { return };
+                match change {
+                    Change::Put(bytes, _) => match Pod::decode(&bytes) {
+                        Ok(pod) => give(&node, &mut running, &mut workers, pod),
+                        Err(error) => warn!(%error, "a Pod that cannot be read"),
+                    },
+                    Change::Deleted(bytes, _) => {
+                        let uid = Pod::decode(&bytes).ok().and_then(|pod| pod.metadata.uid);
+                        uid.into_iter().for_each(|uid| abandon(&running, &uid));
+                    }
+                    Change::Synced(_) => orphans(&node, &mut running, &mut workers),
+                    Change::Restarted => {}
+                }
+            }
+            Some(uid) = ended.recv() => {
+                running.get(&uid).into_iter().for_each(|pod| pod.news.notify_one());
+            }
+            Some(Ok(uid)) = workers.join_next(), if !workers.is_empty() => {
+                running.remove(&uid);
+            }
+        }
+    }
+}
+
+/// Turns the runtime's events into uids of Pods that should look again.
+fn forward(events: &Events, send: &mpsc::Sender<String>) {
+    for event in events {
+        let uid = match event {
+            Event::ContainerExited(status) => status.labels.get(UID_LABEL).cloned(),
+            Event::SandboxNotReady(_) => None,
+        };
+        if send.blocking_send(uid.unwrap_or_default()).is_err() {
+            return;
+        }
+    }
+}
+
+/// The label by which containers and sandboxes are known to belong to a Pod.
+pub(crate) const UID_LABEL: &str = "io.kubernetes.pod.uid";
+
+fn give(
+    node: &Arc<Node>,
+    running: &mut HashMap<String, Running>,
+    workers: &mut JoinSet<String>,
+    pod: Pod,
+) {
+    let Some(uid) = pod.metadata.uid.clone() else { return };
+    let pod = Arc::new(pod);
+    if let Some(known) = running.get(&uid) {
+        known.pod.send_replace(pod);
+        known.news.notify_one();
+        return;
+    }
+    let (send, receive) = watch::channel(pod);
+    let news = Arc::new(Notify::new());
+    let worker = Worker::new(node.clone(), receive, news.clone());
+    running.insert(uid.clone(), Running { pod: send, news });
+    workers.spawn(async move {
+        worker.run().await;
+        uid
+    });
+}
+
+/// A Pod that the API no longer has is taken down, as if deleted with a short grace period.
+fn abandon(running: &HashMap<String, Running>, uid: &str) {
+    let Some(known) = running.get(uid) else { return };
+    known.pod.send_modify(|pod| {
+        let mut doomed = Pod::clone(pod);
+        doom(&mut doomed);
+        *pod = Arc::new(doomed);
+    });
+    known.news.notify_one();
+}
+
+fn doom(pod: &mut Pod) {
+    let at = knarr_typed::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(crate::now());
+    pod.metadata.deletion_timestamp.get_or_insert(at);
+    pod.metadata.deletion_grace_period_seconds = Some(2);
+}
+
+/// Sandboxes whose Pods nobody knows any more are taken down.
+fn orphans(
+    node: &Arc<Node>,
+    running: &mut HashMap<String, Running>,
+    workers: &mut JoinSet<String>,
+) {
+    for sandbox in node.runtime.list_pod_sandbox() {
+        if !running.contains_key(&sandbox.metadata.uid) {
+            let PodSandboxMetadata { name, uid, namespace, .. } = sandbox.metadata;
+            info!(pod = name, namespace, uid, "a Pod that the API does not have is taken down");
+            let mut pod = Pod::default();
+            pod.metadata.name = Some(name);
+            pod.metadata.namespace = Some(namespace);
+            pod.metadata.uid = Some(uid);
+            pod.spec = Some(knarr_typed::PodSpec::default());
+            doom(&mut pod);
+            give(node, running, workers, pod);
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! What the node tells the API server of itself, and asks it for its Pods.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use knarr_api::{ObjectKey, Reason, Resource};
+use knarr_client::{ClientError, PatchType};
+use knarr_net::{Pool, Subnet};
+use knarr_podlife::env::Sources;
+use knarr_podlife::volumes::{Need, needs};
+use knarr_typed::Pod;
+use serde_json::{Value, json};
+use tracing::{debug, info, warn};
+
+use crate::agent::Node;
+use crate::{EVENTS, LEASES, NODES, now, stamp};
+
+const CONFIG_MAPS: Resource = Resource::new("v1", "configmaps");
+const SECRETS: Resource = Resource::new("v1", "secrets");
+const ACCOUNTS: Resource = Resource::new("v1", "serviceaccounts");
+const MAX_PODS: u32 = 110;
+const LEASE_SECONDS: u64 = 40;
+/// A quarter of the lease, as upstream's kubelet renews it.
+const RENEW_EVERY: Duration = Duration::from_secs(10);
+/// The status is told again this often even when nothing changed.
+const RETELL_EVERY: u32 = 30;
+
+/// The machine's memory in bytes.
+pub(crate) fn memory() -> i64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<i64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+/// The machine's processors.
+pub(crate) fn cpus() -> i64 {
+    std::thread::available_parallelism().map_or(1, |count| count.get() as i64)
+}
+
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn resources(node: &Node) -> Value {
+    let disk = rustix::fs::statvfs(&node.config.state_dir);
+    let disk = disk.map_or(0, |disk| disk.f_blocks * disk.f_frsize / 1024);
+    json!({
+        "cpu": node.cpus.to_string(), "memory": format!("{}Ki", node.memory / 1024),
+        "pods": MAX_PODS.to_string(), "ephemeral-storage": format!("{disk}Ki"),
+    })
+}
+
+fn first_line(path: &str) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().next().unwrap_or_default().trim().to_owned()
+}
+
+fn os_image() -> String {
+    let text = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    name.map_or("Linux".to_owned(), |name| name.trim_matches('"').to_owned())
+}
+
+fn conditions() -> Value {
+    let at = stamp(now());
+    let condition = |kind: &str, status: &str, reason: &str, message: &str| {
+        json!({"type": kind, "status": status, "reason": reason, "message": message,
+            "lastHeartbeatTime": at, "lastTransitionTime": at})
+    };
+    json!([
+        condition(
+            "MemoryPressure",
+            "False",
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available"
+        ),
+        condition(
+            "DiskPressure",
+            "False",
+            "KubeletHasNoDiskPressure",
+            "kubelet has no disk pressure"
+        ),
+        condition(
+            "PIDPressure",
+            "False",
+            "KubeletHasSufficientPID",
+            "kubelet has sufficient PID available"
+        ),
+        condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+    ])
+}
+
+fn status(node: &Node) -> Value {
+    let config = &node.config;
+    json!({
+        "capacity": resources(node), "allocatable": resources(node),
+        "conditions": conditions(),
+        "addresses": [{"type": "InternalIP", "address": config.address.to_string()},
+            {"type": "Hostname", "address": config.name}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": config.port}},
+        "nodeInfo": {
+            "machineID": first_line("/etc/machine-id"),
+            "systemUUID": first_line("/etc/machine-id"),
+            "bootID": first_line("/proc/sys/kernel/random/boot_id"),
+            "kernelVersion": first_line("/proc/sys/kernel/osrelease"),
+            "osImage": os_image(),
+            "containerRuntimeVersion": format!("knarr://{}", env!("CARGO_PKG_VERSION")),
+            "kubeletVersion": config.version, "kubeProxyVersion": "",
+            "operatingSystem": "linux", "architecture": architecture(),
+        },
+    })
+}
+
+fn own_key(node: &Node) -> ObjectKey {
+    ObjectKey::new("", &node.config.name)
+}
+
+/// Makes the Node object, or takes it over after a restart.
+pub(crate) async fn register(node: &Arc<Node>) -> Result<(), ClientError> {
+    let name = &node.config.name;
+    let mut labels = json!({"kubernetes.io/hostname": name});
+    for prefix in ["kubernetes.io", "beta.kubernetes.io"] {
+        labels[format!("{prefix}/os")] = "linux".into();
+        labels[format!("{prefix}/arch")] = architecture().into();
+    }
+    let object = json!({"apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": name, "labels": labels}, "spec": {}});
+    match node.client.create(NODES, "", &object).await {
+        Ok(_) => {}
+        Err(error) if error.is(Reason::AlreadyExists) => {}
+        Err(error) => return Err(error),
+    }
+    let live = tell(node).await?;
+    take_range(node, &live);
+    Ok(())
+}
+
+/// Tells the whole status; transition times of conditions that did not change are kept.
+async fn tell(node: &Arc<Node>) -> Result<Value, ClientError> {
+    let live = node.client.get(NODES, &own_key(node)).await?;
+    let mut status = status(node);
+    let old = live.pointer("/status/conditions").and_then(Value::as_array);
+    for condition in status["conditions"].as_array_mut().into_iter().flatten() {
+        let same =
+            |old: &&Value| old["type"] == condition["type"] && old["status"] == condition["status"];
+        if let Some(old) = old.into_iter().flatten().find(same) {
+            condition["lastTransitionTime"] = old["lastTransitionTime"].clone();
+        }
+    }
+    let patch = json!({"status": status});
+    node.client.patch(NODES, &own_key(node), "status", PatchType::Merge, &patch).await
+}
+
+/// Takes up the node's Pod address range, once it has one.
+fn take_range(node: &Node, live: &Value) {
+    let Some(range) = live.pointer("/spec/podCIDR").and_then(Value::as_str) else { return };
+    node.pool(|pool| {
+        if pool.is_some() {
+            return;
+        }
+        let dir = node.config.state_dir.join("addresses");
+        let opened = range
+            .parse::<Subnet>()
+            .and_then(|subnet| Pool::open(&dir, subnet).map_err(|error| error.to_string()));
+        match opened {
+            Ok(opened) => {
+                info!(range, "Pod address range");
+                *pool = Some(opened);
+            }
+            Err(error) => warn!(range, error, "the Pod address range is of no use"),
+        }
+    });
+}
+
+/// Waits for the Pod address range, then renews the node's lease and now and then its status.
+pub(crate) async fn heartbeat(node: Arc<Node>) {
+    let fields = format!("fieldSelector=metadata.name%3D{}", node.config.name);
+    while node.pool(|pool| pool.is_none()) {
+        let Ok(mut watch) = node.client.watch(NODES, "", &fields).await else {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            continue;
+        };
+        while let Ok(item) = watch.next().await {
+            if let knarr_client::StreamItem::Event { object, .. } = item {
+                take_range(&node, &serde_json::from_slice(&object).unwrap_or_default());
+            }
+            if node.pool(|pool| pool.is_some()) {
+                break;
+            }
+        }
+    }
+    for beat in 0_u32.. {
+        if let Err(error) = renew(&node).await {
+            warn!(%error, "the node's lease was not renewed");
+        }
+        if beat % RETELL_EVERY == 0
+            && let Err(error) = tell(&node).await
+        {
+            warn!(%error, "the node's status was not taken");
+        }
+        tokio::time::sleep(RENEW_EVERY).await;
+    }
+}
+
+async fn renew(node: &Node) -> Result<(), ClientError> {
+    const NAMESPACE: &str = "kube-node-lease";
+    let name = &node.config.name;
+    let at = now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+    let patch = json!({"spec": {"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS,
+        "renewTime": at}});
+    let key = ObjectKey::new(NAMESPACE, name);
+    match node.client.patch(LEASES, &key, "", PatchType::Merge, &patch).await {
+        Err(error) if error.is(Reason::NotFound) => {
+            let mut object = patch;
+            object["apiVersion"] = "coordination.k8s.io/v1".into();
+            object["kind"] = "Lease".into();
+            object["metadata"] = json!({"name": name, "namespace": NAMESPACE});
+            node.client.create(LEASES, NAMESPACE, &object).await.map(drop)
+        }
+        other => other.map(drop),
+    }
+}
+
+/// Records an event about a Pod; one that is refused is not worth a retry.
+pub(crate) async fn event(node: &Node, pod: &Pod, warning: bool, reason: &str, message: &str) {
+    let at = now();
+    let key = crate::worker::key(pod);
+    let name = format!("{}.{:x}", key.name, at.as_nanosecond());
+    let source = json!({"component": "kubelet", "host": node.config.name});
+    let object = json!({
+        "apiVersion": "v1", "kind": "Event",
+        "metadata": {"name": name, "namespace": key.namespace},
+        "involvedObject": {"apiVersion": "v1", "kind": "Pod", "name": key.name,
+            "namespace": key.namespace, "uid": pod.metadata.uid},
+        "type": if warning { "Warning" } else { "Normal" },
+        "reason": reason, "message": message, "count": 1, "source": source,
+        "reportingComponent": "kubelet", "reportingInstance": node.config.name,
+        "firstTimestamp": stamp(at), "lastTimestamp": stamp(at),
+    });
+    if let Err(error) = node.client.create(EVENTS, &key.namespace, &object).await {
+        debug!(%key, reason, %error, "an event was not taken");
+    }
+}
+
+/// Fetches what a Pod refers to; what is not there is left out.
+pub(crate) async fn sources(node: &Node, pod: &Pod) -> Sources {
+    let mut sources = Sources::default();
+    let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+    for need in needs(pod) {
+        match need {
+            Need::ConfigMap(name) => {
+                let key = ObjectKey::new(&namespace, &name);
+                if let Ok(map) = node.client.get(CONFIG_MAPS, &key).await {
+                    sources.config_maps.insert(name, map);
+                }
+            }
+            Need::Secret(name) => {
+                let key = ObjectKey::new(&namespace, &name);
+                if let Ok(secret) = node.client.get(SECRETS, &key).await {
+                    sources.secrets.insert(name, secret);
+                }
+            }
+            Need::Token(audience, seconds) => match token(node, pod, &audience, seconds).await {
+                Ok(token) => drop(sources.tokens.insert((audience, seconds), token)),
+                Err(error) => warn!(%error, "a service account token was refused"),
+            },
+        }
+    }
+    sources
+}
+
+async fn token(
+    node: &Node,
+    pod: &Pod,
+    audience: &str,
+    seconds: i64,
+) -> Result<String, ClientError> {
+    let spec = pod.spec.as_ref();
+    let account = spec.and_then(|spec| spec.service_account_name.clone());
+    let key = crate::worker::key(pod);
+    let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": key.name,
+        "uid": pod.metadata.uid});
+    let audiences: Vec<&str> = [audience].into_iter().filter(|a| !a.is_empty()).collect();
+    let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+        "spec": {"audiences": audiences, "expirationSeconds": seconds, "boundObjectRef": bound}});
+    let account = ObjectKey::new(key.namespace, account.unwrap_or("default".to_owned()));
+    let answer = node.client.create_sub(ACCOUNTS, &account, "token", &request).await?;
+    Ok(answer.pointer("/status/token").and_then(Value::as_str).unwrap_or_default().to_owned())
+}

@@ -1,0 +1,421 @@
+//! One Pod's task: look, decide, do, look again.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use knarr_api::ObjectKey;
+use knarr_client::PatchType;
+use knarr_net::Attachment;
+use knarr_oci::cri::ContainerStatus;
+use knarr_oci::spec::NetworkNs;
+use knarr_podlife::config::{self, Given};
+use knarr_podlife::env::{self, Itself, Sources};
+use knarr_podlife::{Action, Backoffs, Decision, Failure, ImageState, Observed, decide};
+use knarr_sandbox::CreateContainer;
+use knarr_typed::{Container, Pod};
+use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
+use tracing::{debug, info, warn};
+
+use crate::agent::{Node, UID_LABEL};
+use crate::{PODS, files, now, report};
+
+/// A step that failed: the container's waiting reason, and what went wrong.
+struct StepError {
+    reason: &'static str,
+    message: String,
+}
+
+fn step(reason: &'static str) -> impl Fn(&dyn std::fmt::Display) -> StepError {
+    move |error| StepError { reason, message: error.to_string() }
+}
+
+/// The task of one Pod.
+pub(crate) struct Worker {
+    node: Arc<Node>,
+    pod: watch::Receiver<Arc<Pod>>,
+    news: Arc<Notify>,
+    backoffs: Backoffs,
+    failures: BTreeMap<String, Failure>,
+    sources: Sources,
+    volumes: BTreeMap<String, String>,
+    prepared: bool,
+    reported: Value,
+}
+
+impl Worker {
+    pub(crate) fn new(node: Arc<Node>, pod: watch::Receiver<Arc<Pod>>, news: Arc<Notify>) -> Self {
+        Self {
+            node,
+            pod,
+            news,
+            backoffs: Backoffs::default(),
+            failures: BTreeMap::new(),
+            sources: Sources::default(),
+            volumes: BTreeMap::new(),
+            prepared: false,
+            reported: Value::Null,
+        }
+    }
+
+    /// Works until nothing is left of the Pod.
+    pub(crate) async fn run(mut self) {
+        loop {
+            let pod = self.pod.borrow_and_update().clone();
+            let observed = self.observe(&pod).await;
+            let Some(decision) = decide(&pod, &observed, &mut self.backoffs, now()) else { return };
+            self.report(&pod, &decision).await;
+            if decision.actions.is_empty() {
+                self.wait(&decision).await;
+                continue;
+            }
+            if self.act(&pod, &observed, &decision).await {
+                return;
+            }
+        }
+    }
+
+    async fn wait(&mut self, decision: &Decision) {
+        let asleep = async {
+            match decision.wake {
+                Some(at) => {
+                    let wait = Duration::try_from(at.duration_since(now())).unwrap_or_default();
+                    tokio::time::sleep(wait).await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.news.notified() => {}
+            () = asleep => {}
+        }
+    }
+
+    async fn observe(&self, pod: &Pod) -> Observed {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let runtime = &self.node.runtime;
+        let mut sandboxes = runtime.list_pod_sandbox();
+        sandboxes.retain(|sandbox| sandbox.metadata.uid == uid);
+        let own = |status: &ContainerStatus| status.labels.get(UID_LABEL) == Some(&uid);
+        let mut containers = runtime.list_containers();
+        containers.retain(own);
+        let node_addresses = vec![self.node.config.address.to_string()];
+        let addresses = match config::host_network(pod) {
+            true => node_addresses.clone(),
+            false => sandboxes.iter().find_map(|s| self.address(&s.id)).into_iter().collect(),
+        };
+        Observed {
+            images: self.images(pod).await,
+            failures: self.failures.clone(),
+            prepared: self.prepared,
+            sandboxes,
+            containers,
+            addresses,
+            node_addresses,
+        }
+    }
+
+    /// The address that a sandbox has.
+    fn address(&self, sandbox: &str) -> Option<String> {
+        self.node.pool(|pool| pool.as_ref()?.of(sandbox)).map(|address| address.to_string())
+    }
+
+    async fn images(&self, pod: &Pod) -> BTreeMap<String, ImageState> {
+        let wanted: Vec<(String, String)> = containers(pod)
+            .map(|c| (c.image.clone().unwrap_or_default(), policy(c).to_owned()))
+            .collect();
+        self.node
+            .blocking(move |node| {
+                let state = |(image, policy): (String, String)| {
+                    let state = match node.images.status(&image) {
+                        Ok(Some(found)) => ImageState::Present(found.id),
+                        Ok(None) => missing(&image, &policy),
+                        Err(error) => ImageState::Missing("InvalidImageName", error.to_string()),
+                    };
+                    (image, state)
+                };
+                wanted.into_iter().map(state).collect()
+            })
+            .await
+    }
+
+    /// Tells the API server, when there is something new to tell.
+    async fn report(&mut self, pod: &Pod, decision: &Decision) {
+        for event in &decision.events {
+            report::event(&self.node, pod, event.warning, event.reason, &event.message).await;
+        }
+        let gone = decision.actions.contains(&Action::Forget);
+        if decision.status == self.reported || gone && self.reported.is_null() {
+            return;
+        }
+        let metadata = json!({"uid": pod.metadata.uid});
+        let patch = json!({"metadata": metadata, "status": decision.status});
+        let key = key(pod);
+        let sent = self.node.client.patch(PODS, &key, "status", PatchType::Merge, &patch).await;
+        match sent {
+            Ok(_) => self.reported = decision.status.clone(),
+            Err(error) => debug!(pod = %key, %error, "the status was not taken"),
+        }
+    }
+
+    /// Carries out a decision until a step fails; whether the Pod is over and done with.
+    async fn act(&mut self, pod: &Pod, observed: &Observed, decision: &Decision) -> bool {
+        let mut actions = decision.actions.iter().peekable();
+        while let Some(action) = actions.next() {
+            let (name, result) = match action {
+                Action::Kill { .. } => {
+                    let mut together = vec![action];
+                    while let Some(next @ Action::Kill { .. }) = actions.peek() {
+                        together.push(next);
+                        actions.next();
+                    }
+                    (String::new(), self.kill(&together).await)
+                }
+                Action::StartContainer { name, .. } => {
+                    (name.clone(), self.start(pod, observed, action).await)
+                }
+                Action::Forget => {
+                    self.forget(pod).await;
+                    return true;
+                }
+                other => (String::new(), self.other(pod, other).await),
+            };
+            match result {
+                Ok(()) => drop(self.failures.remove(&name)),
+                Err(error) => {
+                    self.fail(pod, name, error).await;
+                    // The other containers of the Pod are not held up by this one.
+                    if !matches!(action, Action::StartContainer { .. }) {
+                        break;
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    async fn fail(&mut self, pod: &Pod, name: String, error: StepError) {
+        let StepError { reason, message } = error;
+        let times = self.failures.get(&name).map_or(0, |failure| failure.times) + 1;
+        warn!(pod = %key(pod), container = name, reason, message, "a step of a Pod failed");
+        let event = match reason {
+            "RunContainerError" | "CreateContainerError" | "CreateContainerConfigError" => "Failed",
+            other => other,
+        };
+        let text = if event == "Failed" { format!("Error: {message}") } else { message.clone() };
+        report::event(&self.node, pod, true, event, &text).await;
+        let failure = Failure { reason: reason.to_owned(), message, at: now(), times };
+        self.failures.insert(name, failure);
+    }
+
+    async fn kill(&self, actions: &[&Action]) -> Result<(), StepError> {
+        let kills = actions.iter().filter_map(|action| match action {
+            Action::Kill { id, grace, .. } => Some((id.clone(), Duration::from_secs(*grace))),
+            _ => None,
+        });
+        let kills = kills.map(|(id, grace)| {
+            self.node.blocking(move |node| node.runtime.stop_container(&id, grace))
+        });
+        for result in join_all(kills).await {
+            result.map_err(|error| step("FailedKillPod")(&error))?;
+        }
+        Ok(())
+    }
+
+    async fn other(&mut self, pod: &Pod, action: &Action) -> Result<(), StepError> {
+        let failed = step("FailedKillPod");
+        match action {
+            Action::Prepare => self.prepare(pod).await,
+            Action::RunSandbox { attempt } => self.run_sandbox(pod, *attempt).await,
+            Action::RemoveContainer { id } => {
+                let id = id.clone();
+                let removed = self.node.blocking(move |node| node.runtime.remove_container(&id));
+                removed.await.map_err(|error| failed(&error))
+            }
+            Action::StopSandbox { id } => self.stop_sandbox(id).await,
+            Action::RemoveSandbox { id } => {
+                let id = id.clone();
+                let removed = self.node.blocking(move |node| node.runtime.remove_pod_sandbox(&id));
+                removed.await.map_err(|error| failed(&error))
+            }
+            Action::CleanUp => {
+                let paths = self.node.paths(pod);
+                let removed = self.node.blocking(move |_| files::remove_pod(&paths));
+                removed.await.map_err(|error| failed(&error))
+            }
+            Action::StartContainer { .. } | Action::Kill { .. } | Action::Forget => Ok(()),
+        }
+    }
+
+    async fn prepare(&mut self, pod: &Pod) -> Result<(), StepError> {
+        let failed = step("FailedMount");
+        self.sources = report::sources(&self.node, pod).await;
+        let itself = self.itself(Vec::new());
+        let contents = knarr_podlife::volumes::contents(pod, &self.sources, &itself);
+        let contents = contents.map_err(|error| failed(&error))?;
+        let paths = self.node.paths(pod);
+        let made = self.node.blocking(move |_| files::prepare_pod(&paths, &contents)).await;
+        self.volumes = made.map_err(|error| failed(&error))?;
+        self.prepared = true;
+        Ok(())
+    }
+
+    fn itself(&self, addresses: Vec<String>) -> Itself {
+        Itself {
+            addresses,
+            node_addresses: vec![self.node.config.address.to_string()],
+            allocatable: (self.node.cpus * 1000, self.node.memory),
+        }
+    }
+
+    async fn run_sandbox(&mut self, pod: &Pod, attempt: u32) -> Result<(), StepError> {
+        let failed = step("FailedCreatePodSandBox");
+        let paths = self.node.paths(pod);
+        let mut wanted = config::sandbox(pod, &paths, attempt);
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        wanted.labels.insert(UID_LABEL.to_owned(), uid);
+        let host = config::host_network(pod);
+        let netns = if host { NetworkNs::Node } else { NetworkNs::New };
+        let made = self.node.blocking(move |node| node.runtime.run_pod_sandbox(&wanted, netns));
+        let id = made.await.map_err(|error| failed(&error))?;
+        if !host && let Err(error) = self.connect(&id).await {
+            self.stop_sandbox(&id).await.ok();
+            let gone = id.clone();
+            self.node.blocking(move |node| node.runtime.remove_pod_sandbox(&gone)).await.ok();
+            return Err(error);
+        }
+        let address = if host { None } else { self.address(&id) };
+        let hostname = config::hostname(pod);
+        let written = files::write_hosts(&paths, &hostname, address.as_deref());
+        written.map_err(|error| failed(&error))
+    }
+
+    /// Gives a sandbox its address and its link.
+    async fn connect(&self, sandbox: &str) -> Result<(), StepError> {
+        let failed = step("FailedCreatePodSandBox");
+        let id = sandbox.to_owned();
+        let status = self.node.blocking(move |node| node.runtime.pod_sandbox_status(&id)).await;
+        let netns = status.map_err(|error| failed(&error))?.netns.unwrap_or_default();
+        let address: IpAddr = self.node.pool(|pool| match pool {
+            Some(pool) => pool.allocate(sandbox).map_err(|error| failed(&error)),
+            None => Err(failed(&"the node has no Pod address range (podCIDR) yet")),
+        })?;
+        let want = Attachment { link: self.link(sandbox), addresses: vec![address] };
+        let attached = self.node.network.attach(Path::new(&netns), &want).await;
+        attached.map_err(|error| failed(&error))
+    }
+
+    /// The host end of a sandbox's link.
+    fn link(&self, sandbox: &str) -> String {
+        format!("kn{}{}", self.node.config.instance, &sandbox[..sandbox.len().min(8)])
+    }
+
+    async fn stop_sandbox(&self, id: &str) -> Result<(), StepError> {
+        let failed = step("FailedKillPod");
+        let detached = self.node.network.detach(&self.link(id)).await;
+        detached.map_err(|error| failed(&error))?;
+        let stopping = id.to_owned();
+        let stopped = self.node.blocking(move |node| node.runtime.stop_pod_sandbox(&stopping));
+        stopped.await.map_err(|error| failed(&error))?;
+        let released = self.node.pool(|pool| pool.as_mut().map(|pool| pool.release(id)));
+        released.transpose().map(drop).map_err(|error| failed(&error))
+    }
+
+    async fn start(
+        &mut self,
+        pod: &Pod,
+        observed: &Observed,
+        action: &Action,
+    ) -> Result<(), StepError> {
+        let Action::StartContainer { name, sandbox, attempt } = action else { return Ok(()) };
+        let Some(container) = containers(pod).find(|c| c.name == *name) else { return Ok(()) };
+        let mut wanted = self.container_config(pod, container, *attempt, observed)?;
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        wanted.labels.insert(UID_LABEL.to_owned(), uid);
+        let image = container.image.clone().unwrap_or_default();
+        let text = format!("Container image {image:?} already present on machine");
+        report::event(&self.node, pod, false, "Pulled", &text).await;
+        let sandbox = sandbox.clone();
+        let created = self.node.blocking(move |node| {
+            let unpacked = node.images.unpacked(&image).map_err(|error| error.to_string())?;
+            let request = CreateContainer {
+                sandbox_id: &sandbox,
+                config: &wanted,
+                image: &unpacked.config,
+                rootfs: unpacked.rootfs,
+            };
+            node.runtime.create_container(request).map_err(|error| error.to_string())
+        });
+        let id = created.await.map_err(|error| step("CreateContainerError")(&error))?;
+        let text = "Container created";
+        report::event(&self.node, pod, false, "Created", text).await;
+        let starting = id.clone();
+        let started = self.node.blocking(move |node| node.runtime.start_container(&starting)).await;
+        if let Err(error) = started {
+            self.node.blocking(move |node| node.runtime.remove_container(&id)).await.ok();
+            return Err(step("RunContainerError")(&error));
+        }
+        info!(pod = %key(pod), container = name, attempt, "container started");
+        let text = "Container started";
+        report::event(&self.node, pod, false, "Started", text).await;
+        Ok(())
+    }
+
+    fn container_config(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        attempt: u32,
+        observed: &Observed,
+    ) -> Result<knarr_oci::cri::ContainerConfig, StepError> {
+        let failed = step("CreateContainerConfigError");
+        let itself = self.itself(observed.addresses.clone());
+        let envs = env::environment(pod, container, &self.sources, &itself);
+        let given = Given {
+            envs: envs.map_err(|error| failed(&error))?,
+            volumes: self.volumes.clone(),
+            files: files::shared(&self.node.paths(pod)),
+            node_memory: self.node.memory,
+        };
+        config::container(pod, container, attempt, &given).map_err(|error| failed(&error))
+    }
+
+    /// The last step: the API server forgets the Pod.
+    async fn forget(&self, pod: &Pod) {
+        let options = json!({"gracePeriodSeconds": 0, "preconditions": {"uid": pod.metadata.uid}});
+        match self.node.client.delete(PODS, &key(pod), &options).await {
+            Ok(_) => info!(pod = %key(pod), "Pod gone"),
+            Err(error) => debug!(pod = %key(pod), %error, "the Pod is gone already"),
+        }
+    }
+}
+
+pub(crate) fn key(pod: &Pod) -> ObjectKey {
+    let word = |text: &Option<String>| text.clone().unwrap_or_default();
+    ObjectKey::new(word(&pod.metadata.namespace), word(&pod.metadata.name))
+}
+
+fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
+    let spec = pod.spec.iter();
+    spec.flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers))
+}
+
+fn policy(container: &Container) -> &str {
+    container.image_pull_policy.as_deref().unwrap_or("IfNotPresent")
+}
+
+fn missing(image: &str, policy: &str) -> ImageState {
+    if policy == "Never" {
+        let text = format!("Container image {image:?} is not present with pull policy of Never");
+        return ImageState::Missing("ErrImageNeverPull", text);
+    }
+    let text = format!(
+        "failed to pull image {image:?}: registries are not served yet; bring the image with \
+         `knarr images import`"
+    );
+    ImageState::Missing("ImagePullBackOff", text)
+}
