@@ -1,4 +1,5 @@
 //! Archives, honest and hostile: what the store keeps of them.
+#![allow(clippy::unwrap_used)] // a test fails by panicking
 
 use std::collections::BTreeSet;
 use std::fs;
