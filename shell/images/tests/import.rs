@@ -264,6 +264,9 @@ fn wrong_digests_sizes_and_platforms_are_refused() {
     let mut bytes = oci("a", std::slice::from_ref(&layer), std::slice::from_ref(&layer));
     let at = bytes.windows(3).position(|window| window == b"one").unwrap();
     bytes[at] = b'0';
+    let mut renamed = oci("a", std::slice::from_ref(&layer), std::slice::from_ref(&layer));
+    let at = renamed.windows(5).position(|window| window == b"\"web\"").unwrap();
+    renamed[at + 1] = b'W';
     let foreign = String::from_utf8(config_of(std::slice::from_ref(&layer))).unwrap();
     let foreign = foreign.replace("amd64", "s390x").replace("arm64", "s390x").into_bytes();
     let manifest = br#"[{"Config":"c","RepoTags":["a"],"Layers":["l"]}]"#;
@@ -272,6 +275,7 @@ fn wrong_digests_sizes_and_platforms_are_refused() {
     for (what, archive) in [
         ("another layer", tampered.as_slice()),
         ("a flipped byte", bytes.as_slice()),
+        ("another user in the configuration", renamed.as_slice()),
         ("another machine's", foreign.as_slice()),
         ("half of it", cut),
         ("nothing", b"".as_slice()),
