@@ -7,6 +7,7 @@ extern crate alloc;
 pub mod capability;
 pub mod cgroup;
 pub mod cri;
+pub mod device_filter;
 pub mod generate;
 pub mod image;
 pub mod log;

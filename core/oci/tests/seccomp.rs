@@ -1,4 +1,5 @@
 //! The compiled filter against the profile read literally, on every call and many arguments.
+#![allow(clippy::unwrap_used)] // a test fails by panicking
 
 use knarr_oci::capability;
 use knarr_oci::seccomp::{Action, Arch, Condition, Instruction, Operator, Profile, Rule};
@@ -89,7 +90,7 @@ fn operator() -> impl Strategy<Value = Operator> {
 
 /// Values that meet: few, with equal halves here and there.
 fn value() -> impl Strategy<Value = u64> {
-    let half = prop::sample::select(vec![0u64, 1, 2, 0x7fff_ffff, 0xffff_ffff]);
+    let half = prop::sample::select(vec![0u64, 1, 0xffff_ffff]);
     (half.clone(), half).prop_map(|(high, low)| high << 32 | low)
 }
 
@@ -128,6 +129,7 @@ fn holds(condition: &Condition, args: [u64; 6]) -> bool {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
     #[test]
     fn the_first_rule_that_matches_decides(
         syscalls in prop::collection::vec(rule(), 0..6),

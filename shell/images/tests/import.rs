@@ -1,4 +1,5 @@
 //! Archives, honest and hostile: what the store keeps of them.
+#![allow(clippy::unwrap_used)] // a test fails by panicking
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -254,16 +255,19 @@ fn wrong_digests_sizes_and_platforms_are_refused() {
     let Some(world) = world() else { return };
     let before = world.contents();
     let (layer, other) = (tar_of(&[(FILE, "a", "one")]), tar_of(&[(FILE, "a", "two")]));
-    let honest = docker("a", &[layer.clone()]);
+    let honest = docker("a", std::slice::from_ref(&layer));
     let tampered = {
-        let config = config_of(&[layer.clone()]);
+        let config = config_of(std::slice::from_ref(&layer));
         let manifest = br#"[{"Config":"c","RepoTags":["a"],"Layers":["l"]}]"#;
         files(&[("c", &config), ("l", &other), ("manifest.json", manifest)])
     };
-    let mut bytes = oci("a", &[layer.clone()], &[layer.clone()]);
+    let mut bytes = oci("a", std::slice::from_ref(&layer), std::slice::from_ref(&layer));
     let at = bytes.windows(3).position(|window| window == b"one").unwrap();
     bytes[at] = b'0';
-    let foreign = String::from_utf8(config_of(&[layer.clone()])).unwrap();
+    let mut renamed = oci("a", std::slice::from_ref(&layer), std::slice::from_ref(&layer));
+    let at = renamed.windows(5).position(|window| window == b"\"web\"").unwrap();
+    renamed[at + 1] = b'W';
+    let foreign = String::from_utf8(config_of(std::slice::from_ref(&layer))).unwrap();
     let foreign = foreign.replace("amd64", "s390x").replace("arm64", "s390x").into_bytes();
     let manifest = br#"[{"Config":"c","RepoTags":["a"],"Layers":["l"]}]"#;
     let foreign = files(&[("c", &foreign), ("l", &layer), ("manifest.json", manifest)]);
@@ -271,6 +275,7 @@ fn wrong_digests_sizes_and_platforms_are_refused() {
     for (what, archive) in [
         ("another layer", tampered.as_slice()),
         ("a flipped byte", bytes.as_slice()),
+        ("another user in the configuration", renamed.as_slice()),
         ("another machine's", foreign.as_slice()),
         ("half of it", cut),
         ("nothing", b"".as_slice()),

@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 
 use knarr_oci::cgroup::{self as settings, Setting};
 use knarr_oci::cri::LinuxContainerResources;
+use knarr_oci::device_filter;
 use knarr_oci::spec::DeviceRule;
+
+use crate::sys;
 
 /// Version 1 controllers that are used, those whose groups need something first.
 const CONTROLLERS: [&str; 6] = ["cpu", "cpuacct", "cpuset", "memory", "devices", "pids"];
@@ -112,10 +115,10 @@ impl Hierarchies {
             })?;
         }
         self.update(path, resources)?;
-        if self.is_unified() {
-            return Ok(());
+        match &self.unified {
+            Some(point) if self.is_unified() => filter_devices(&under(point, path), devices),
+            _ => self.apply(path, &settings::v1_devices(devices)),
         }
-        self.apply(path, &settings::v1_devices(devices))
     }
 
     /// Changes the limits of a group.
@@ -203,7 +206,7 @@ impl Hierarchies {
                 return Ok(());
             }
             for pid in &pids {
-                let _ = crate::sys::kill(*pid, libc::SIGKILL);
+                let _ = sys::kill(*pid, libc::SIGKILL);
             }
             if Instant::now() > deadline {
                 let text = format!("processes {pids:?} of cgroup {path} do not end");
@@ -230,6 +233,17 @@ impl Hierarchies {
 
 fn under(point: &Path, path: &str) -> PathBuf {
     point.join(path.trim_start_matches('/'))
+}
+
+/// Lets a program judge over devices, which version 2 has no files for; no rules, no program.
+fn filter_devices(dir: &Path, rules: &[DeviceRule]) -> io::Result<()> {
+    use std::os::fd::AsFd;
+    if rules.is_empty() {
+        return Ok(());
+    }
+    let group = fs::File::open(dir)?;
+    sys::attach_device_filter(group.as_fd(), &device_filter::program(rules))
+        .map_err(|error| io::Error::new(error.kind(), format!("device rules: {error}")))
 }
 
 fn named(file: &Path, error: io::Error) -> io::Error {
@@ -296,7 +310,7 @@ fn processes_below(dir: &Path) -> Vec<i32> {
 /// Waits up to a tenth of a second for the end of the processes, without polling.
 fn wait_for_end(pids: &[i32]) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let Some(Ok(handle)) = pids.first().map(|pid| crate::sys::pidfd_open(*pid)) else { return };
+    let Some(Ok(handle)) = pids.first().map(|pid| sys::pidfd_open(*pid)) else { return };
     let tenth = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
     let _ = poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&tenth));
 }
@@ -312,5 +326,67 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     match fs::remove_dir(dir) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(named(dir, error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use knarr_oci::spec::DeviceKind;
+
+    use super::*;
+
+    #[test]
+    fn mount_tables_tell_the_layouts_apart() {
+        let v1 = "1 2 0:1 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n\
+                  1 2 0:1 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n";
+        let v2 = "1 2 0:1 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        let pure = Hierarchies::from_mountinfo(v2);
+        let hybrid = Hierarchies::from_mountinfo(&format!("{v1}{v2}"));
+        assert!(pure.is_unified() && !hybrid.is_unified());
+        assert_eq!(
+            hybrid.v1,
+            [(vec!["cpu".into(), "cpuacct".into()], "/sys/fs/cgroup/cpu".into())]
+        );
+        let point = Some(PathBuf::from("/sys/fs/cgroup/unified"));
+        assert_eq!((&hybrid.unified, &pure.unified), (&point, &point));
+    }
+
+    #[test]
+    fn version_2_fences_devices_by_a_program() {
+        let found = Hierarchies::detect().expect("a mount table");
+        let Some(point) = found.unified.filter(|_| rustix::process::geteuid().is_root()) else {
+            eprintln!("SKIPPED: needs root and a version 2 hierarchy");
+            return;
+        };
+        let dir = point.join(format!("knarr-devices-{}", std::process::id()));
+        fs::create_dir(&dir).expect("a group");
+        let rule = |allow, kind, major, minor, access: &str| DeviceRule {
+            allow,
+            kind,
+            major,
+            minor,
+            access: access.into(),
+        };
+        let rules = [
+            rule(false, DeviceKind::All, None, None, "rwm"),
+            rule(true, DeviceKind::Char, None, None, "m"),
+            rule(true, DeviceKind::Char, Some(1), Some(3), "rwm"),
+            rule(true, DeviceKind::Char, Some(1), Some(9), "r"),
+        ];
+        let filtered = filter_devices(&dir, &rules);
+        let script = format!(
+            "echo $$ > {}/cgroup.procs; cd /tmp; n=knarr-node-$$; \
+             true < /dev/null && echo null; true < /dev/zero || echo no zero; \
+             true < /dev/urandom && echo read; true > /dev/urandom || echo no write; \
+             mknod $n c 1 7 && rm $n && echo made",
+            dir.display()
+        );
+        let ran = Command::new("sh").args(["-c", &script]).output();
+        fs::remove_dir(&dir).expect("the shell has ended");
+        filtered.expect("the kernel takes the program");
+        let out = String::from_utf8(ran.expect("a shell").stdout).expect("text");
+        assert_eq!(out, "null\nno zero\nread\nno write\nmade\n");
     }
 }

@@ -1,4 +1,20 @@
 //! Pods as Linux processes: namespaces, cgroups, mounts, seccomp, and the shim that holds them.
+//!
+//! The life of a Pod, as an agent calls it:
+//!
+//! 1. networking makes a network namespace and names it by a path ([`NetworkNs::Path`]);
+//! 2. [`Runtime::run_pod_sandbox`] makes the Pod's control group and starts its shim;
+//! 3. for each container [`Runtime::create_container`] (with layers and configuration from the
+//!    image store), then [`Runtime::start_container`];
+//! 4. exits come as [`Event`]s; [`Runtime::stop_container`] ends one with grace;
+//! 5. [`Runtime::remove_container`], [`Runtime::stop_pod_sandbox`],
+//!    [`Runtime::remove_pod_sandbox`]; then networking removes its namespace.
+//!
+//! Control groups above the Pod's (`/kubepods/…`) are the agent's: see [`Hierarchies`]. The
+//! program must call [`shim_main`] before it starts a thread when it is run as `pod-shim`.
+//! Refused alternative: one shim per container, whose memory a node pays per container.
+//!
+//! [`NetworkNs::Path`]: knarr_oci::spec::NetworkNs::Path
 
 mod cgroup;
 mod cleanup;

@@ -291,3 +291,41 @@ pub(crate) fn close_from(first: u32) {
     // SAFETY: only for a process that uses no descriptor afterwards.
     unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
 }
+
+/// Loads a device program and lets it judge for a version 2 control group.
+pub(crate) fn attach_device_filter(group: BorrowedFd<'_>, program: &[u64]) -> io::Result<()> {
+    const PROG_LOAD: i32 = 5;
+    const PROG_ATTACH: i32 = 8;
+    const TYPE_CGROUP_DEVICE: u32 = 15;
+    const ATTACH_CGROUP_DEVICE: u32 = 6;
+    const ALLOW_MULTI: u32 = 2;
+    #[repr(C)]
+    struct Load {
+        kind: u32,
+        count: u32,
+        program: u64,
+        license: u64,
+        /// Log level and size, log buffer, kernel version and flags: all unused.
+        rest: [u64; 3],
+    }
+    let count = u32::try_from(program.len()).expect("a program has some hundred instructions");
+    let load = Load {
+        kind: TYPE_CGROUP_DEVICE,
+        count,
+        program: program.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        rest: [0; 3],
+    };
+    let size = size_of_val(&load);
+    // SAFETY: `load` has the layout of the kernel's attributes for loading, and what it points to
+    // outlives the call.
+    let fd = check(unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size) })?;
+    // SAFETY: a new descriptor that nobody else owns.
+    let loaded = unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).expect("32 bits")) };
+    let number = |fd: RawFd| u32::try_from(fd).expect("descriptors are not negative");
+    let attach =
+        [number(group.as_raw_fd()), number(loaded.as_raw_fd()), ATTACH_CGROUP_DEVICE, ALLOW_MULTI];
+    let size = size_of_val(&attach);
+    // SAFETY: four numbers, as the kernel's attributes for attaching begin.
+    check(unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, attach.as_ptr(), size) }).map(drop)
+}

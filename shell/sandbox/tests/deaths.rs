@@ -1,4 +1,5 @@
 //! Agents and shims that die: what runs goes on or ends as promised, and nothing is left behind.
+#![allow(clippy::unwrap_used)] // a test fails by panicking
 
 mod support;
 
@@ -102,6 +103,13 @@ fn a_killed_shim_takes_its_containers_along() {
     world.finish();
 }
 
+/// Waits for the end of a process, with patience but not for ever.
+fn has_ended(process: &std::os::fd::OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&patience)).unwrap() == 1
+}
+
 #[test]
 fn a_shim_that_died_unseen_is_found_dead() {
     if !can_run() {
@@ -109,12 +117,14 @@ fn a_shim_that_died_unseen_is_found_dead() {
     }
     let mut world = World::new();
     let sandbox = world.sandbox();
-    let id = world.start(&sandbox, &probe(&["pause"]));
+    let mut config = probe(&["pause"]);
+    config.linux.security_context.run_as_user = Some(33);
+    let id = world.start(&sandbox, &config);
+    let container = pidfd(world.runtime().container_status(&id).unwrap().pid);
     let shim = pidfd(world.shim_of(&sandbox));
     world.close();
     rustix::process::pidfd_send_signal(&shim, rustix::process::Signal::KILL).unwrap();
-    let mut fds = [rustix::event::PollFd::new(&shim, rustix::event::PollFlags::IN)];
-    rustix::event::poll(&mut fds, None).unwrap();
+    assert!(has_ended(&shim) && has_ended(&container), "the container outlives its shim");
     world.open();
     assert_eq!(world.exit_of(&id).exit_code, 137);
     let state = world.runtime().pod_sandbox_status(&sandbox).unwrap().state;
