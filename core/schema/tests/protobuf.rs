@@ -190,10 +190,30 @@ fn what_is_unknown_is_skipped() {
 #[test]
 fn what_comes_twice_is_merged() {
     let scale = kind("autoscaling", "v1", "Scale");
-    let name = |name: &str| SCHEMA.encode_protobuf(scale, &json!({"metadata": {"name": name}}));
-    let both = [name("a"), name("b"), vec![0x12, 2, 8, 3]].concat();
-    let tree = SCHEMA.decode_protobuf(scale, &both).unwrap();
-    assert_eq!(tree, json!({"metadata": {"name": "b"}, "spec": {"replicas": 3}}));
+    let encode = |tree: Value| SCHEMA.encode_protobuf(scale, &tree);
+    let first = encode(json!({"metadata": {"name": "a", "labels": {"k": "v"}}}));
+    let second = encode(json!({"metadata": {"name": "b"}, "spec": {"replicas": 3}}));
+    let tree = SCHEMA.decode_protobuf(scale, &[first, second].concat()).unwrap();
+    let metadata = json!({"name": "b", "labels": {"k": "v"}});
+    assert_eq!(tree, json!({"metadata": metadata, "spec": {"replicas": 3}}));
+}
+
+#[test]
+fn a_schema_or_something_else() {
+    let props = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
+    let props = SCHEMA.type_id(props).unwrap();
+    for tree in [
+        json!({"additionalProperties": true}),
+        json!({"additionalProperties": false}),
+        json!({"additionalProperties": {"type": "x"}}),
+        json!({"items": {"type": "x"}, "dependencies": {"a": ["b"], "c": {"type": "x"}}}),
+        json!({"items": [{"type": "x"}, {}], "enum": [1, "a", {"b": [null]}]}),
+    ] {
+        assert_eq!(there_and_back(props, &tree), tree);
+    }
+    let bytes = SCHEMA.encode_protobuf(props, &json!({"additionalItems": {"type": "x"}}));
+    let allowed = [0x8a, 2, 35, 0x08, 1, 0x12, 31];
+    assert!(bytes.windows(allowed.len()).any(|part| part == allowed), "{bytes:?}");
 }
 
 #[test]
