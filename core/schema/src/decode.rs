@@ -401,7 +401,7 @@ fn string_map<'de, A: MapAccess<'de>>(
 }
 
 /// Go writes 5.0 as 5.
-fn whole(number: serde_json::Number) -> Value {
+pub(crate) fn whole(number: serde_json::Number) -> Value {
     let as_float = number.as_f64().filter(|n| number.is_f64() && n.abs() < 1e15);
     let as_whole = as_float.map(|n| (n, n as i64)).filter(|(n, i)| *n == *i as f64);
     as_whole.map_or(Value::Number(number), |(_, whole)| whole.into())

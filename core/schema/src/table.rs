@@ -38,6 +38,8 @@ pub struct TypeDef {
     pub fields: Vec<Field>,
     /// Server-side apply treats values of this type as one leaf.
     pub atomic: bool,
+    /// Indices of the fields that protobuf has, in the order of their numbers.
+    pub(crate) wire: Vec<u16>,
     /// Group and version when this is a kind of its own.
     pub gvk: Option<(Text, Text)>,
 }
@@ -199,6 +201,14 @@ impl Schema {
 }
 
 impl TypeDef {
+    /// Brings the fields in order, once all are there.
+    fn index(&mut self) {
+        self.fields.sort_by(|a, b| a.name.cmp(&b.name));
+        let numbered = self.fields.iter().zip(0_u16..).filter(|(field, _)| field.proto[0] != 0);
+        self.wire = numbered.map(|(_, at)| at).collect();
+        self.wire.sort_by_key(|at| self.fields[usize::from(*at)].proto);
+    }
+
     /// The field with this JSON name.
     pub fn field(&self, name: &str) -> Option<&Field> {
         let found = self.fields.binary_search_by(|f| f.name.as_ref().cmp(name));
@@ -265,7 +275,7 @@ fn parse(text: &'static str) -> Schema {
             package = rest;
         }
     }
-    types.iter_mut().for_each(|t| t.fields.sort_by(|a, b| a.name.cmp(&b.name)));
+    types.iter_mut().for_each(TypeDef::index);
     let kinds = types.iter().zip(0..).filter_map(|(def, id)| {
         let (group, version) = def.gvk.clone()?;
         Some(((group, version, def.short_name().to_string().into()), TypeId(id)))

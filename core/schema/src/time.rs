@@ -2,6 +2,8 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 
+use serde_json::Value;
+
 /// How much of a second is written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Precision {
@@ -23,18 +25,34 @@ impl Precision {
 /// The same moment in UTC, or `None` for Go's zero time (year 1).
 pub(crate) fn canonical_time(text: &str, precision: Precision) -> Result<Option<String>, String> {
     let (seconds, micros) = parse(text, precision).map_err(|fault| fault.text(text, precision))?;
+    Ok(format_time(seconds, micros, precision))
+}
+
+/// Seconds since 1970 and microseconds of what `canonical_time` would take.
+pub(crate) fn moment(text: &str, precision: Precision) -> Option<(i64, u32)> {
+    parse(text, precision).ok()
+}
+
+/// The text of a moment, if its year has four digits.
+pub(crate) fn text_of(seconds: i64, micros: u32, precision: Precision) -> Option<Value> {
+    let years = days_since_epoch(0, 1, 1) * 86_400..days_since_epoch(10_000, 1, 1) * 86_400;
+    let text = years.contains(&seconds).then(|| format_time(seconds, micros, precision))?;
+    Some(text.map_or(Value::Null, Value::from))
+}
+
+fn format_time(seconds: i64, micros: u32, precision: Precision) -> Option<String> {
     let days = seconds.div_euclid(86_400);
     let clock = seconds.rem_euclid(86_400);
     let (year, month, day) = civil(days);
     if (year, month, day, clock, micros) == (1, 1, 1, 0, 0) {
-        return Ok(None);
+        return None;
     }
     let (h, m, s) = (clock / 3600, clock / 60 % 60, clock % 60);
     let head = format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}");
-    Ok(Some(match precision {
+    Some(match precision {
         Precision::Seconds => head + "Z",
         Precision::Micros => format!("{head}.{micros:06}Z"),
-    }))
+    })
 }
 
 enum Fault {
