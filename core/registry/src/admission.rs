@@ -49,6 +49,10 @@ pub(crate) fn create(world: &World<'_>, write: &Write, tree: &mut Value) -> Resu
             default_tolerations(tree);
             priority(world, write, tree)
         }
+        ("certificates.k8s.io", "certificatesigningrequests") => {
+            requestor(write, tree);
+            Ok(())
+        }
         ("", "nodes") => {
             taint_new_node(tree);
             Ok(())
@@ -240,6 +244,15 @@ fn priority(world: &World<'_>, write: &Write, pod: &mut Value) -> Result<(), Sta
         set(pod, &["spec", "priorityClassName"], named.into());
     }
     Ok(())
+}
+
+/// A certificate request says who made it, and only the server writes that.
+fn requestor(write: &Write, request: &mut Value) {
+    let User { name, uid, groups, extra } = &write.user;
+    set(request, &["spec", "username"], name.as_str().into());
+    set(request, &["spec", "uid"], uid.as_str().into());
+    set(request, &["spec", "groups"], json!(groups));
+    set(request, &["spec", "extra"], json!(extra));
 }
 
 /// TaintNodesByCondition: a new node takes no Pods before it is ready.

@@ -153,7 +153,11 @@ async fn read_request(
     let word = |name| header(&parts.headers, name).to_owned();
     let content_type = word(CONTENT_TYPE);
     let body = read_body(body).await?;
-    let body = if body.is_empty() { body } else { body_as_json(&content_type, body)? };
+    let body = if body.is_empty() {
+        body
+    } else {
+        body_as_json(&server.views().schema, &content_type, body)?
+    };
     Ok(Request {
         method,
         path: parts.uri.path().to_owned(),

@@ -257,8 +257,12 @@ fn refused(error: &StoreError) -> Response {
     status.into()
 }
 
-/// Turns a YAML body into JSON; JSON passes.
-pub(crate) fn body_as_json(content_type: &str, body: Bytes) -> Result<Bytes, Status> {
+/// Turns a YAML or protobuf body into JSON; JSON passes.
+pub(crate) fn body_as_json(
+    schema: &Schema,
+    content_type: &str,
+    body: Bytes,
+) -> Result<Bytes, Status> {
     let media = content_type.split(';').next().unwrap_or_default().trim();
     match media {
         "application/yaml" | "application/x-yaml" | "text/yaml" => {
@@ -268,13 +272,17 @@ pub(crate) fn body_as_json(content_type: &str, body: Bytes) -> Result<Bytes, Sta
                 serde_saphyr::from_str(text).map_err(|error| bad(&error))?;
             Ok(serde_json::to_vec(&tree).expect("a tree has a JSON form").into())
         }
+        "application/vnd.kubernetes.protobuf" => {
+            schema.protobuf_to_json(&body).map(Bytes::from).map_err(Status::bad_request)
+        }
         "" | "application/json" => Ok(body),
         other if other.ends_with("+json") => Ok(body),
         other => Err(Status::new(
             Reason::UnsupportedMediaType,
             format!(
                 "the body of the request was in an unknown format - accepted media types include: \
-                 application/json, application/yaml (got {other})"
+                 application/json, application/yaml, \
+                 application/vnd.kubernetes.protobuf (got {other})"
             ),
         )),
     }
