@@ -8,10 +8,10 @@ use core::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use knarr_api::{ObjectKey, Resource};
 
-use crate::Ctx;
 use crate::gate::{Gate, Written};
 use crate::plan::Plan;
 use crate::view::{Change, Row, View};
+use crate::{Config, Ctx};
 
 /// A key that failed runs again after 5 ms, then 10, 20, … as upstream's queues do.
 const FIRST_RETRY: Duration = Duration::from_millis(5);
@@ -40,7 +40,8 @@ pub enum Wake {
 }
 
 impl Wake {
-    fn keys(&self, view: &View, resource: Resource, row: &Row) -> Vec<Key> {
+    /// The keys that a change of this row wakes.
+    pub fn keys(&self, view: &View, resource: Resource, row: &Row) -> Vec<Key> {
         match self {
             Self::Itself => [Key { resource, object: row.key.clone() }].into(),
             Self::Controller(owner, kind) => {
@@ -76,7 +77,7 @@ pub struct Controller {
     /// What it watches.
     pub watches: Vec<Watch>,
     /// What it does about a key.
-    pub reconcile: fn(&View, &Key, &Ctx) -> Plan,
+    pub reconcile: fn(&View, &Key, &Ctx<'_>) -> Plan,
 }
 
 /// A plan to be carried out.
@@ -95,8 +96,9 @@ pub struct Job {
 pub enum Outcome {
     /// Every write succeeded.
     Done(Vec<Written>),
-    /// Something was refused; what was written before that.
-    Failed(Vec<Written>),
+    /// Something was refused: what was written before that, and what the answer said (`None` for
+    /// a conflict, which is only a lost race).
+    Failed(Vec<Written>, Option<String>),
     /// Nobody knows: these resources must be read anew before the key runs again.
     Unknown(Vec<Resource>),
 }
@@ -107,6 +109,7 @@ struct State {
     gate: Gate,
     failures: u32,
     not_before: Option<Timestamp>,
+    refused: Option<String>,
 }
 
 /// One controller's queue.
@@ -161,16 +164,17 @@ pub struct Engine {
     controllers: Vec<Controller>,
     queues: Vec<Queue>,
     view: View,
+    config: Config,
     turn: usize,
 }
 
 impl Engine {
     /// An engine for these rows; nothing runs before the resources it watches are synced.
-    pub fn new(controllers: Vec<Controller>) -> Self {
+    pub fn new(controllers: Vec<Controller>, config: Config) -> Self {
         let watches = controllers.iter().flat_map(|controller| &controller.watches);
         let view = View::new(watches.map(|watch| watch.resource));
         let queues = controllers.iter().map(|_| Queue::default()).collect();
-        Self { controllers, queues, view, turn: 0 }
+        Self { controllers, queues, view, config, turn: 0 }
     }
 
     /// What must be watched for it.
@@ -210,23 +214,23 @@ impl Engine {
     }
 
     /// The next plan to carry out, if a key is ready; empty plans are finished here.
-    pub fn poll(&mut self, ctx: &Ctx) -> Option<Job> {
+    pub fn poll(&mut self, now: Timestamp, seed: u64) -> Option<Job> {
         for queue in &mut self.queues {
-            while let Some(key) = queue.due(ctx.now) {
+            while let Some(key) = queue.due(now) {
                 queue.states.entry(key.clone()).or_default().not_before = None;
                 wake(queue, key);
             }
         }
         for _ in 0..self.controllers.len() {
             self.turn = (self.turn + 1) % self.controllers.len();
-            if let Some(job) = self.poll_controller(self.turn, ctx) {
+            if let Some(job) = self.poll_controller(self.turn, now, seed) {
                 return Some(job);
             }
         }
         None
     }
 
-    fn poll_controller(&mut self, at: usize, ctx: &Ctx) -> Option<Job> {
+    fn poll_controller(&mut self, at: usize, now: Timestamp, seed: u64) -> Option<Job> {
         let controller = &self.controllers[at];
         if !controller.watches.iter().all(|watch| self.view.synced(watch.resource)) {
             return None;
@@ -238,9 +242,11 @@ impl Engine {
                 self.queues[at].gated.insert(key);
                 continue;
             }
-            let plan = (controller.reconcile)(&self.view, &key, ctx);
+            let refused = state.refused.as_deref();
+            let ctx = Ctx { now, seed, config: &self.config, refused };
+            let plan = (controller.reconcile)(&self.view, &key, &ctx);
             if plan.is_empty() {
-                finished(&mut self.queues[at], &key, plan.retry_after, ctx.now);
+                finished(&mut self.queues[at], &key, plan.retry_after, now);
                 continue;
             }
             state.running = true;
@@ -254,13 +260,14 @@ impl Engine {
         let queue = &mut self.queues[job.controller];
         let state = queue.states.entry(job.key.clone()).or_default();
         state.running = false;
-        let (written, failed) = match outcome {
-            Outcome::Done(written) => (written, false),
-            Outcome::Failed(written) => (written, true),
+        let (written, failed, refused) = match outcome {
+            Outcome::Done(written) => (written, false, None),
+            Outcome::Failed(written, why) => (written, true, why),
             // The driver restarts those watches, and nothing of this controller runs before they
             // are synced again.
-            Outcome::Unknown(_) => (Vec::new(), true),
+            Outcome::Unknown(_) => (Vec::new(), true, None),
         };
+        state.refused = refused;
         state.gate = Gate::new(written);
         if failed {
             state.failures += 1;

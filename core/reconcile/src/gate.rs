@@ -37,11 +37,11 @@ impl Gate {
     }
 
     /// Forgets what the view has seen; whether nothing is left. Resources that are not watched are
-    /// not waited for.
+    /// not waited for; one whose watch begins anew still is.
     pub(crate) fn open(&mut self, view: &View) -> bool {
         self.0.retain(|written| {
             let (Written::At(resource, _) | Written::Gone(resource, ..)) = written;
-            view.synced(*resource) && !written.seen(view)
+            view.watches(*resource) && !written.seen(view)
         });
         self.0.is_empty()
     }

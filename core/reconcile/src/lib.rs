@@ -21,16 +21,48 @@ mod gate;
 mod plan;
 mod view;
 
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use knarr_api::Resource;
+
 pub use engine::{Controller, Engine, Job, Key, Outcome, Wake, Watch};
 pub use gate::Written;
-pub use plan::{Event, EventKind, Patch, Plan, Write};
+pub use plan::{Event, EventKind, Patch, Plan, Usage, Write};
 pub use view::{Change, Facts, Owner, Row, View};
+
+/// A kind that a controller meets by its name only (the garbage collector, the namespace
+/// controller).
+#[derive(Clone, Debug)]
+pub struct KindRow {
+    /// `Pod`.
+    pub kind: String,
+    /// Where its objects are.
+    pub resource: Resource,
+    /// Whether they live in namespaces.
+    pub namespaced: bool,
+}
+
+/// What the process that runs the controllers was told.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// The CA that clients in the cluster trust, PEM.
+    pub root_ca: String,
+    /// Where Pod addresses come from, one per family, such as `10.244.0.0/16`.
+    pub cluster_cidrs: Vec<String>,
+    /// Every kind that can be watched and deleted, each at one version.
+    pub kinds: Vec<KindRow>,
+}
 
 /// What a reconcile function may know beside the view.
 #[derive(Clone, Copy, Debug)]
-pub struct Ctx {
+pub struct Ctx<'a> {
     /// The time.
     pub now: jiff::Timestamp,
     /// Fresh randomness for this run.
     pub seed: u64,
+    /// What the process was told.
+    pub config: &'a Config,
+    /// Why the last plan for this key was refused, if it was (lost races are no refusals).
+    pub refused: Option<&'a str>,
 }

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 use crate::view::Row;
 
+const CSRS: Resource = Resource::new("certificates.k8s.io/v1", "certificatesigningrequests");
+
 /// The form of a patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Patch {
@@ -67,6 +69,17 @@ pub enum Write {
         /// The body.
         body: Value,
     },
+    /// Signs a certificate request and puts the chain into its `status.certificate`.
+    Sign {
+        /// The CertificateSigningRequest.
+        object: ObjectKey,
+        /// The request, PKCS#10 in PEM.
+        request_pem: String,
+        /// What the certificate is good for.
+        usage: Usage,
+        /// How long it is good for.
+        seconds: u64,
+    },
     /// Deletes an object.
     Delete {
         /// Where.
@@ -78,6 +91,15 @@ pub enum Write {
     },
 }
 
+/// What a certificate is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usage {
+    /// Telling a server who the client is.
+    Client,
+    /// Telling clients who the server is.
+    Server,
+}
+
 impl Write {
     /// Deletes exactly the object that the view shows, in the background.
     pub fn delete(resource: Resource, row: &Row) -> Self {
@@ -86,12 +108,25 @@ impl Write {
         Self::Delete { resource, object: row.key.clone(), options }
     }
 
-    /// A merge patch of the status that holds only for the object the view shows.
-    pub fn status(resource: Resource, row: &Row, status: Value) -> Self {
-        let metadata = json!({"uid": row.facts.uid});
-        let body = json!({"metadata": metadata, "status": status});
-        let (object, kind) = (row.key.clone(), Patch::Merge);
-        Self::Patch { resource, object, subresource: "status", kind, body }
+    /// Puts the status of the version the view shows, with `change` (RFC 7396) made to it. Most
+    /// controllers may update a status but not patch it. `None` when that changes nothing.
+    pub fn status(resource: Resource, row: &Row, change: &Value) -> Option<Self> {
+        let mut tree = row.tree();
+        let before = tree["status"].take();
+        tree["status"] = before.clone();
+        merge(&mut tree["status"], change);
+        (tree["status"] != before).then(|| Self::put_exact(resource, row, "status", tree))
+    }
+
+    /// Puts a changed tree of the object over the version the view shows.
+    pub fn put_exact(
+        resource: Resource,
+        row: &Row,
+        subresource: &'static str,
+        mut body: Value,
+    ) -> Self {
+        body["metadata"]["resourceVersion"] = alloc::format!("{}", row.revision).into();
+        Self::Put { resource, object: row.key.clone(), subresource, body }
     }
 
     /// A merge patch that holds only for the version the view shows.
@@ -105,11 +140,29 @@ impl Write {
     /// What it writes to.
     pub fn resource(&self) -> Resource {
         match self {
+            Self::Sign { .. } => CSRS,
             Self::Create { resource, .. }
             | Self::Patch { resource, .. }
             | Self::Post { resource, .. }
             | Self::Put { resource, .. }
             | Self::Delete { resource, .. } => *resource,
+        }
+    }
+}
+
+/// A JSON merge patch (RFC 7396).
+fn merge(target: &mut Value, change: &Value) {
+    let Value::Object(change) = change else {
+        *target = change.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    for (key, value) in change {
+        match value {
+            Value::Null => drop(target.as_object_mut().map(|object| object.remove(key))),
+            value => merge(&mut target[key], value),
         }
     }
 }
@@ -161,6 +214,9 @@ pub struct Plan {
     pub stages: Vec<Vec<Write>>,
     /// What to tell people, once the writes are done.
     pub events: Vec<Event>,
+    /// What to tell people if a write is refused for another reason than a conflict; what the
+    /// server said is put behind the message.
+    pub on_refusal: Option<Event>,
     /// When to look again although nothing changes.
     pub retry_after: Option<Duration>,
 }

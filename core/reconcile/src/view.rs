@@ -130,7 +130,9 @@ pub enum Change {
 #[derive(Clone, Debug, Default)]
 struct Table {
     rows: BTreeMap<ObjectKey, Row>,
+    /// Under the empty uid: those without a controller.
     by_controller: BTreeMap<String, BTreeSet<ObjectKey>>,
+    by_owner: BTreeMap<String, BTreeSet<ObjectKey>>,
     by_node: BTreeMap<String, BTreeSet<ObjectKey>>,
     revision: u64,
     synced: bool,
@@ -140,8 +142,10 @@ struct Table {
 impl Table {
     fn put(&mut self, row: Row) -> Option<Row> {
         let old = self.remove(&row.key);
-        if let Some(owner) = row.facts.controller() {
-            self.by_controller.entry(owner.uid.clone()).or_default().insert(row.key.clone());
+        let owner = row.facts.controller().map(|owner| owner.uid.clone()).unwrap_or_default();
+        self.by_controller.entry(owner).or_default().insert(row.key.clone());
+        for owner in &row.facts.owner_references {
+            self.by_owner.entry(owner.uid.clone()).or_default().insert(row.key.clone());
         }
         self.by_node.entry(row.facts.node.clone()).or_default().insert(row.key.clone());
         self.stale.remove(&row.key);
@@ -160,8 +164,9 @@ impl Table {
                 }
             }
         };
-        if let Some(owner) = old.facts.controller() {
-            forget(&mut self.by_controller, &owner.uid);
+        forget(&mut self.by_controller, old.facts.controller().map_or("", |owner| &owner.uid));
+        for owner in &old.facts.owner_references {
+            forget(&mut self.by_owner, &owner.uid);
         }
         forget(&mut self.by_node, &old.facts.node);
         Some(old)
@@ -206,6 +211,38 @@ impl View {
     pub fn controlled_by(&self, resource: Resource, uid: &str) -> impl Iterator<Item = &Row> {
         let table = self.tables.get(&resource);
         table.into_iter().flat_map(move |table| rows(table, table.by_controller.get(uid)))
+    }
+
+    /// The objects of one namespace that have no controller.
+    pub fn orphans<'a>(
+        &'a self,
+        resource: Resource,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = &'a Row> {
+        let table = self.tables.get(&resource);
+        let orphans = table.and_then(|table| Some((table, table.by_controller.get("")?)));
+        orphans.into_iter().flat_map(move |(table, keys)| {
+            let keys = keys.range(ObjectKey::new(namespace, "")..);
+            let keys = keys.take_while(move |key| key.namespace == namespace);
+            keys.filter_map(|key| table.rows.get(key))
+        })
+    }
+
+    /// The objects of every kind that name an owner with this uid.
+    pub fn dependents(&self, uid: &str) -> impl Iterator<Item = (Resource, &Row)> {
+        self.tables.iter().flat_map(move |(resource, table)| {
+            rows(table, table.by_owner.get(uid)).map(|row| (*resource, row))
+        })
+    }
+
+    /// The resources that are watched.
+    pub fn resources(&self) -> impl Iterator<Item = Resource> {
+        self.tables.keys().copied()
+    }
+
+    /// Whether a resource is watched.
+    pub fn watches(&self, resource: Resource) -> bool {
+        self.tables.contains_key(&resource)
     }
 
     /// The objects on this node; those on none when it is empty.
