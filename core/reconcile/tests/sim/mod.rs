@@ -27,22 +27,18 @@ const KINDS: [(&str, &str, &str, bool); 13] = [
     ("v1", "ReplicationController", "replicationcontrollers", true),
     ("apps/v1", "ReplicaSet", "replicasets", true),
     ("apps/v1", "Deployment", "deployments", true),
-    (
-        "certificates.k8s.io/v1",
-        "CertificateSigningRequest",
-        "certificatesigningrequests",
-        false,
-    ),
+    ("certificates.k8s.io/v1", "CertificateSigningRequest", "certificatesigningrequests", false),
     ("coordination.k8s.io/v1", "Lease", "leases", true),
     ("scheduling.k8s.io/v1", "PriorityClass", "priorityclasses", false),
     ("storage.k8s.io/v1", "CSINode", "csinodes", false),
 ];
 
 pub fn kinds() -> Vec<KindRow> {
-    let row = |&(api_version, kind, plural, namespaced): &(&'static str, &str, &'static str, bool)| {
-        let resource = Resource::new(api_version, plural);
-        KindRow { kind: kind.to_owned(), resource, namespaced }
-    };
+    let row =
+        |&(api_version, kind, plural, namespaced): &(&'static str, &str, &'static str, bool)| {
+            let resource = Resource::new(api_version, plural);
+            KindRow { kind: kind.to_owned(), resource, namespaced }
+        };
     KINDS.iter().map(row).collect()
 }
 
@@ -397,8 +393,7 @@ pub fn print(plan: &Plan, out: &mut String) {
                             shown["finalizers"] = body["metadata"]["finalizers"].clone();
                             shown["ownerReferences"] = body["metadata"]["ownerReferences"].clone();
                             shown.as_object_mut().unwrap().retain(|k, v| {
-                                !v.is_null()
-                                    && (k != "ownerReferences" || shown_owners(resource))
+                                !v.is_null() && (k != "ownerReferences" || shown_owners(resource))
                             });
                             shown
                         }
@@ -498,7 +493,11 @@ fn command(sim: &mut Sim, line: &str, yaml: &str) {
         found.unwrap_or_else(|| panic!("no {kind} {key}")).clone()
     };
     match words.as_slice() {
-        ["put"] => documents(yaml).into_iter().for_each(|tree| drop(sim.put(tree))),
+        ["put"] => {
+            for tree in documents(yaml) {
+                sim.put(tree);
+            }
+        }
         ["patch", kind, name] => {
             let at = named(sim, kind, name);
             let mut tree = sim.objects[&at].0.clone();
