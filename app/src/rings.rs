@@ -95,7 +95,7 @@ pub(crate) fn scheduler_in_process(server: &Arc<Server>) -> Ring {
 fn scheduler(client: Client) -> Ring {
     let own = client.clone();
     Ring {
-        controllers: Vec::new(),
+        controllers: vec![knarr_scheduler::controller()],
         watcher: client,
         config: Config::default(),
         authority: None,
