@@ -32,29 +32,173 @@ pub(crate) enum LogFormat {
 /// The roles and chores.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Start a cluster of one node here: control plane and node in one process. Needs root.
+    Up(UpFlags),
     /// Run the control plane: store, API server, controllers, scheduler. Needs no root.
     Server(ServerFlags),
+    /// Join this machine to a cluster as a node. Needs root.
+    #[command(alias = "kubelet")]
+    Agent(AgentFlags),
+    /// Run the store and the API server alone.
+    KubeApiserver(ServerFlags),
+    /// Run the controllers against an API server.
+    KubeControllerManager(ManagerFlags),
+    /// Run the scheduler against an API server.
+    KubeScheduler(ComponentFlags),
+    /// Say what runs here.
+    Status(PlaceFlags),
+    /// Stop knarr. Containers keep running, and the next start adopts them.
+    Down(DownFlags),
+    /// Stop everything and remove all that knarr made on this machine.
+    Reset(ResetFlags),
+    /// Bring in, list and remove container images.
+    Images(ImagesFlags),
 }
 
 /// Where a control plane keeps its state and listens.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ServerFlags {
     /// Where state is kept: store, keys, certificates.
-    #[arg(long, default_value = "/var/lib/knarr")]
+    #[arg(long, default_value = "/var/lib/knarr", value_name = "DIR")]
     pub(crate) data_dir: PathBuf,
     /// Where to write the administrator's kubeconfig [default: DATA_DIR/admin.kubeconfig].
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
     /// The address to listen on.
-    #[arg(long, default_value = "0.0.0.0")]
+    #[arg(long, default_value = "0.0.0.0", value_name = "IP")]
     pub(crate) bind_address: IpAddr,
     /// The port to serve HTTPS on.
-    #[arg(long, default_value_t = 6443)]
+    #[arg(long, default_value_t = 6443, value_name = "PORT")]
     pub(crate) secure_port: u16,
     /// The address clients are told to use [default: the bind address, or the default route's].
-    #[arg(long)]
+    #[arg(long, value_name = "IP")]
     pub(crate) advertise_address: Option<IpAddr>,
     /// More names and addresses for the server's certificate.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
     pub(crate) tls_san: Vec<String>,
+    /// Where Pods get their addresses from; each node takes a /24 of it.
+    #[arg(long, default_value = "10.42.0.0/16", value_name = "CIDR")]
+    pub(crate) cluster_cidr: String,
+}
+
+/// Where a node keeps its things.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NodeFlags {
+    /// Shifts all of the node's paths (images, Pods, logs), for several nodes on one machine.
+    #[arg(long, default_value = "/", value_name = "DIR")]
+    pub(crate) root_dir: PathBuf,
+    /// The node's name [default: the host name].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node_name: Option<String>,
+    /// The node's own address [default: that of the default route].
+    #[arg(long, value_name = "IP")]
+    pub(crate) node_ip: Option<IpAddr>,
+    /// The port of the node's own server.
+    #[arg(long, default_value_t = 10250, value_name = "PORT")]
+    pub(crate) node_port: u16,
+}
+
+/// Control plane and node.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct UpFlags {
+    #[command(flatten)]
+    pub(crate) server: ServerFlags,
+    #[command(flatten)]
+    pub(crate) node: NodeFlags,
+}
+
+/// A node that joins.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AgentFlags {
+    /// The API server, https://HOST:PORT.
+    #[arg(long, value_name = "URL")]
+    pub(crate) server: String,
+    /// The join token: the content of DATA_DIR/token of the server.
+    #[arg(long, value_name = "TOKEN", env = "KNARR_TOKEN", hide_env_values = true)]
+    pub(crate) token: String,
+    #[command(flatten)]
+    pub(crate) node: NodeFlags,
+}
+
+/// A component that talks to an API server.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ComponentFlags {
+    /// Whom to talk to, and as whom.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: PathBuf,
+}
+
+/// The controllers.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ManagerFlags {
+    #[command(flatten)]
+    pub(crate) component: ComponentFlags,
+    /// Folder with the CA that signs node certificates (ca.crt, ca.key).
+    #[arg(long, default_value = "/var/lib/knarr/pki", value_name = "DIR")]
+    pub(crate) pki_dir: PathBuf,
+    /// Where Pods get their addresses from.
+    #[arg(long, default_value = "10.42.0.0/16", value_name = "CIDR")]
+    pub(crate) cluster_cidr: String,
+}
+
+/// Which instance is meant.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PlaceFlags {
+    /// Where the control plane keeps its state.
+    #[arg(long, default_value = "/var/lib/knarr", value_name = "DIR")]
+    pub(crate) data_dir: PathBuf,
+    /// The node's root.
+    #[arg(long, default_value = "/", value_name = "DIR")]
+    pub(crate) root_dir: PathBuf,
+}
+
+/// How to stop.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DownFlags {
+    #[command(flatten)]
+    pub(crate) place: PlaceFlags,
+    /// Stop the containers too.
+    #[arg(long)]
+    pub(crate) drain: bool,
+}
+
+/// How to remove everything.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ResetFlags {
+    #[command(flatten)]
+    pub(crate) place: PlaceFlags,
+    /// Do it without asking.
+    #[arg(long, short = 'y')]
+    pub(crate) yes: bool,
+}
+
+/// Images of a node.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ImagesFlags {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: ImagesCommand,
+    /// The node's root.
+    #[arg(long, default_value = "/", global = true, value_name = "DIR")]
+    pub(crate) root_dir: PathBuf,
+}
+
+/// What can be done with images.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum ImagesCommand {
+    /// Bring in an OCI or docker archive.
+    Import {
+        /// The archive, plain or compressed.
+        file: PathBuf,
+        /// The name to give to an image that has none.
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// List images.
+    Ls,
+    /// Remove an image.
+    Rm {
+        /// Its name or id.
+        image: String,
+    },
 }

@@ -1,21 +1,46 @@
 //! The one binary: a table of roles, each with upstream's name and flags where upstream has it.
+#![allow(clippy::print_stdout, reason = "a command line talks to the person who runs it")]
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
+mod agent;
 mod flags;
+mod images;
+mod lifecycle;
 mod paths;
 mod process;
+mod rings;
 mod server;
+mod token;
+mod up;
 
 use flags::{Cli, Command};
+use process::run;
+
+/// The subcommand under which the binary starts itself as the shim of a Pod.
+const POD_SHIM: &str = "pod-shim";
 
 fn main() -> ExitCode {
+    // Before any thread exists: a shim is single-threaded and forks.
+    let args: Vec<String> = std::env::args().collect();
+    if args.get(1).is_some_and(|arg| arg == POD_SHIM) {
+        return knarr_sandbox::shim_main(&args[2..]);
+    }
     let cli = Cli::parse();
     process::log_to_stderr(cli.verbosity, cli.log_format);
     let result = match cli.command {
-        Command::Server(flags) => process::run(|drain| server::run(flags, drain)),
+        Command::Up(flags) => run(|drain| up::run(flags, drain)),
+        Command::Server(flags) => run(|drain| server::run(flags, drain)),
+        Command::Agent(flags) => run(|drain| agent::run(flags, drain)),
+        Command::KubeApiserver(flags) => run(|drain| server::run_alone(flags, drain)),
+        Command::KubeControllerManager(flags) => run(|drain| rings::run_manager(flags, drain)),
+        Command::KubeScheduler(flags) => run(|drain| rings::run_scheduler(flags, drain)),
+        Command::Status(flags) => lifecycle::status(&flags),
+        Command::Down(flags) => lifecycle::down(&flags),
+        Command::Reset(flags) => run(|_| lifecycle::reset(flags)),
+        Command::Images(flags) => images::run(flags),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,16 +5,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use knarr_apiserver::{Server, ServerConfig};
-use knarr_pki::{Authority, Identity, Kubeconfig, Usage};
+use knarr_client::Client;
+use knarr_driver::Lease;
+use knarr_pki::{Authority, Identity, Kubeconfig, Signed, Usage};
 use knarr_registry::Config;
 use knarr_store::{OpenError, RealDisk, Store, StoreConfig, SystemClock};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tracing::info;
 
 use crate::flags::ServerFlags;
-use crate::paths;
 use crate::process::{Drain, Fatal};
+use crate::token::JoinToken;
+use crate::{lifecycle, paths, rings};
 
 /// What `/version` calls us.
 pub(crate) const VERSION: &str = concat!("v1.36.2+knarr", env!("CARGO_PKG_VERSION"));
@@ -25,7 +29,9 @@ pub(crate) struct ControlPlane {
     pub(crate) authority: Arc<Authority>,
     pub(crate) kubeconfig: PathBuf,
     pub(crate) url: String,
-    serving: tokio::task::JoinHandle<()>,
+    pub(crate) token: JoinToken,
+    cluster_cidr: String,
+    tasks: JoinSet<()>,
 }
 
 impl ControlPlane {
@@ -38,14 +44,10 @@ impl ControlPlane {
         let advertise = flags.advertise_address.unwrap_or_else(|| own_address(flags.bind_address));
         let url = format!("https://{}", SocketAddr::new(advertise, port));
         let store = open_store(&flags.data_dir)?;
+        lifecycle::write_pid(&flags.data_dir)?;
         let dir = paths::pki(&flags.data_dir);
         let authority = Arc::new(Authority::load_or_create(&dir)?);
-        let node_client = authority.issue_to(
-            &dir,
-            "apiserver-kubelet-client",
-            &Identity { name: "kube-apiserver-kubelet-client".to_owned(), ..Identity::default() },
-            Usage::Client,
-        )?;
+        let node_client = client_certificate(&authority, &dir, "kube-apiserver-kubelet-client")?;
         let pipeline = Config {
             version: VERSION.to_owned(),
             issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
@@ -53,31 +55,74 @@ impl ControlPlane {
         };
         let server = Server::new(store, &authority, ServerConfig { pipeline, node_client })?;
         let identity = serving_identity(flags, advertise);
-        let signed = authority.issue_to(&dir, "apiserver", &identity, Usage::Server)?;
+        let mut signed = authority.issue_to(&dir, "apiserver", &identity, Usage::Server)?;
+        // The CA goes along, so that a node which joins can recognise it by its hash.
+        signed.certificate.push_str(authority.certificate());
         let tls = knarr_pki::server_config(&signed, authority.certificate())?;
         let (_, tls) = watch::channel(tls);
-        let serving = tokio::spawn(knarr_apiserver::serve(server.clone(), listener, tls, drain));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(knarr_apiserver::serve(server.clone(), listener, tls, drain));
         server.bootstrap().await?;
+        let token =
+            JoinToken::load_or_create(&paths::token(&flags.data_dir), authority.certificate())?;
+        server.create(&token.secret()).await;
         let kubeconfig =
             flags.kubeconfig.clone().unwrap_or_else(|| paths::kubeconfig(&flags.data_dir));
-        write_admin_kubeconfig(&authority, &url, &kubeconfig)?;
+        write_kubeconfigs(&authority, &url, flags, &kubeconfig)?;
         info!(url, "API server ready");
-        Ok(Self { server, authority, kubeconfig, url, serving })
+        let cluster_cidr = flags.cluster_cidr.clone();
+        Ok(Self { server, authority, kubeconfig, url, token, cluster_cidr, tasks })
+    }
+
+    /// Starts controllers and scheduler in this process. The lease's holder is this data
+    /// directory, so that the next start need not wait for the last one's lease to end.
+    pub(crate) fn start_rings(&mut self, drain: &Drain) {
+        let holder = format!("knarr_{:016x}", self.server.store().identity().cluster);
+        let config = rings::config(&self.authority, &self.cluster_cidr);
+        let (server, authority) = (self.server.clone(), self.authority.clone());
+        let client = Client::in_process(server.clone(), rings::user(rings::MANAGER));
+        let lease = Lease { name: "kube-controller-manager", holder: holder.clone() };
+        let ring = move || rings::manager_in_process(&server, authority.clone(), config.clone());
+        self.tasks.spawn(rings::run_leading(client, lease, drain.clone(), ring));
+        let server = self.server.clone();
+        let client = Client::in_process(server.clone(), rings::user(rings::SCHEDULER));
+        let lease = Lease { name: "kube-scheduler", holder };
+        let ring = move || rings::scheduler_in_process(&server);
+        self.tasks.spawn(rings::run_leading(client, lease, drain.clone(), ring));
     }
 
     /// Waits until serving has ended, then closes the store.
-    pub(crate) async fn finish(self) {
-        self.serving.await.ok();
-        self.server.store().clone().close().await;
+    pub(crate) async fn finish(mut self) {
+        while self.tasks.join_next().await.is_some() {}
+        self.server.store().close().await;
     }
 }
 
 /// Runs a control plane until it is told to go down.
 pub(crate) async fn run(flags: ServerFlags, drain: Drain) -> Result<(), Fatal> {
-    let plane = ControlPlane::start(&flags, drain).await?;
-    info!(kubeconfig = %plane.kubeconfig.display(), "control plane ready");
+    let mut plane = ControlPlane::start(&flags, drain.clone()).await?;
+    plane.start_rings(&drain);
+    ready(&plane);
     plane.finish().await;
     Ok(())
+}
+
+/// Runs store and API server alone.
+pub(crate) async fn run_alone(flags: ServerFlags, drain: Drain) -> Result<(), Fatal> {
+    let plane = ControlPlane::start(&flags, drain).await?;
+    ready(&plane);
+    plane.finish().await;
+    Ok(())
+}
+
+fn ready(plane: &ControlPlane) {
+    println!("Ready: {}\nkubeconfig: {}", plane.url, plane.kubeconfig.display());
+}
+
+fn client_certificate(authority: &Authority, dir: &Path, user: &str) -> Result<Signed, Fatal> {
+    let identity = Identity { name: user.to_owned(), ..Identity::default() };
+    let file = user.rsplit(':').next().unwrap_or(user);
+    Ok(authority.issue_to(dir, file, &identity, Usage::Client)?)
 }
 
 fn port_taken(address: SocketAddr, error: &std::io::Error) -> Fatal {
@@ -98,13 +143,18 @@ fn open_store(data: &Path) -> Result<Store, Fatal> {
         )),
         error => Fatal(format!("cannot use --data-dir {}: {error}", data.display())),
     };
+    // A new store gets an identity of its own; an existing one keeps what it has.
+    let mut cluster = [0; 8];
+    getrandom::fill(&mut cluster).map_err(|error| Fatal(format!("no randomness: {error}")))?;
+    let identity = knarr_store::Identity { cluster: u64::from_le_bytes(cluster), member: 1 };
+    let config = StoreConfig { identity, ..StoreConfig::default() };
     let disk = RealDisk::open(paths::store(data)).map_err(refused)?;
     let clock = Arc::new(SystemClock::default());
-    Store::open(Arc::new(disk), clock, StoreConfig::default()).map_err(refused)
+    Store::open(Arc::new(disk), clock, config).map_err(refused)
 }
 
 /// The address that leads to this machine: the bound one, or that of the default route.
-fn own_address(bound: IpAddr) -> IpAddr {
+pub(crate) fn own_address(bound: IpAddr) -> IpAddr {
     if !bound.is_unspecified() {
         return bound;
     }
@@ -131,19 +181,32 @@ fn serving_identity(flags: &ServerFlags, advertise: IpAddr) -> Identity {
     Identity { name: "kube-apiserver".to_owned(), dns, addresses, ..Identity::default() }
 }
 
-fn write_admin_kubeconfig(authority: &Authority, url: &str, path: &Path) -> Result<(), Fatal> {
-    let admin = Identity {
+/// Writes the kubeconfigs of the administrator and of components in processes of their own.
+fn write_kubeconfigs(
+    authority: &Authority,
+    url: &str,
+    flags: &ServerFlags,
+    admin: &Path,
+) -> Result<(), Fatal> {
+    let pki = paths::pki(&flags.data_dir);
+    let write = |path: &Path, user: &str, client: Signed| {
+        let config = Kubeconfig {
+            server: url.to_owned(),
+            ca: authority.certificate().to_owned(),
+            client: Some(client),
+            token: None,
+        };
+        knarr_pki::write_private(path, config.render(user).as_bytes())
+            .map_err(|error| Fatal(format!("cannot write {}: {error}", path.display())))
+    };
+    for (file, user) in [("controller-manager", rings::MANAGER), ("scheduler", rings::SCHEDULER)] {
+        let client = client_certificate(authority, &pki, user)?;
+        write(&flags.data_dir.join(format!("{file}.kubeconfig")), user, client)?;
+    }
+    let identity = Identity {
         name: "kubernetes-admin".to_owned(),
         groups: vec!["system:masters".to_owned()],
         ..Identity::default()
     };
-    let client = authority.issue(&admin, Usage::Client)?;
-    let config = Kubeconfig {
-        server: url.to_owned(),
-        ca: authority.certificate().to_owned(),
-        client: Some(client),
-        token: None,
-    };
-    knarr_pki::write_private(path, config.render(&admin.name).as_bytes())
-        .map_err(|error| Fatal(format!("cannot write {}: {error}", path.display())))
+    write(admin, &identity.name, authority.issue_to(&pki, "admin", &identity, Usage::Client)?)
 }

@@ -214,20 +214,27 @@ impl Status {
 
     /// The object is wrong, and where.
     pub fn invalid(kind: &Kind, name: &str, causes: &[Cause]) -> Self {
+        Self::invalid_as(&kind.group_kind().to_string(), &kind.group, &kind.kind, name, causes)
+    }
+
+    /// The options of a request (`ListOptions.meta.k8s.io`) are wrong, and where.
+    pub fn invalid_options(kind: &str, causes: &[Cause]) -> Self {
+        let (name, group) = kind.split_once('.').unwrap_or((kind, ""));
+        Self::invalid_as(kind, group, name, "", causes)
+    }
+
+    fn invalid_as(what: &str, group: &str, kind: &str, name: &str, causes: &[Cause]) -> Self {
         let shown: Vec<String> = causes.iter().map(ToString::to_string).collect();
         let list = match &shown[..] {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),
         };
-        let mut status = Self::new(
-            Reason::Invalid,
-            format!("{} {name:?} is invalid: {list}", kind.group_kind()),
-        );
+        let mut status = Self::new(Reason::Invalid, format!("{what} {name:?} is invalid: {list}"));
         let causes: Vec<Value> = causes
             .iter()
             .map(|c| json!({"reason": c.kind, "message": c.message, "field": c.field}))
             .collect();
-        let mut details = details(&kind.group, &kind.kind, name);
+        let mut details = details(group, kind, name);
         details.insert("causes".to_owned(), Value::Array(causes));
         status.details = Some(Value::Object(details));
         status

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 
 use knarr_api::quantity::Quantity;
 use knarr_oci::cri;
+use knarr_oci::generate::{DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS};
 use knarr_typed::k8s_openapi::api::core::v1::{SecurityContext, VolumeMount};
 use knarr_typed::{Container, Pod, PodSpec};
 
@@ -275,8 +276,16 @@ fn security(spec: &PodSpec, container: &Container) -> cri::LinuxContainerSecurit
         readonly_rootfs: own.read_only_root_filesystem.unwrap_or(false),
         supplemental_groups: groups,
         no_new_privs: !escalation,
-        masked_paths: if privileged || unmasked(own) { Vec::new() } else { paths(MASKED) },
-        readonly_paths: if privileged || unmasked(own) { Vec::new() } else { paths(READ_ONLY) },
+        masked_paths: if privileged || unmasked(own) {
+            Vec::new()
+        } else {
+            paths(&DEFAULT_MASKED_PATHS)
+        },
+        readonly_paths: if privileged || unmasked(own) {
+            Vec::new()
+        } else {
+            paths(&DEFAULT_READONLY_PATHS)
+        },
         seccomp,
         ..cri::LinuxContainerSecurityContext::default()
     }
@@ -289,21 +298,3 @@ fn unmasked(context: &SecurityContext) -> bool {
 fn paths(list: &[&str]) -> Vec<String> {
     list.iter().map(ToString::to_string).collect()
 }
-
-/// What no container sees, unless it asks for an unmasked /proc.
-const MASKED: &[&str] = &[
-    "/proc/asound",
-    "/proc/acpi",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-    "/sys/devices/virtual/powercap",
-];
-const READ_ONLY: &[&str] =
-    &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];

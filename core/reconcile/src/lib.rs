@@ -18,6 +18,7 @@ extern crate alloc;
 
 mod engine;
 mod gate;
+mod load;
 mod plan;
 mod view;
 
@@ -28,6 +29,7 @@ use knarr_api::Resource;
 
 pub use engine::{Controller, Engine, Job, Key, Outcome, Wake, Watch};
 pub use gate::Written;
+pub use load::{Amounts, HostPort, Load, add};
 pub use plan::{Event, EventKind, Patch, Plan, Usage, Write};
 pub use view::{Change, Facts, Owner, Row, View};
 

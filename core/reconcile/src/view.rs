@@ -5,12 +5,17 @@
 use alloc::borrow::ToOwned;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use bytes::Bytes;
 use knarr_api::{ObjectKey, Resource};
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::load::Load;
+
+const PODS: Resource = Resource::new("v1", "pods");
 
 /// An owner reference.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -49,6 +54,9 @@ pub struct Facts {
     /// `spec.nodeName` of a Pod, empty when there is none.
     #[serde(skip)]
     pub node: String,
+    /// What it asks of a node, if it is a Pod.
+    #[serde(skip)]
+    pub load: Option<Arc<Load>>,
 }
 
 impl Facts {
@@ -106,11 +114,14 @@ struct Spec {
 }
 
 /// Reads an object into a row; `None` when it is no object.
-fn read(bytes: &Bytes, revision: u64) -> Option<Row> {
+fn read(resource: Resource, bytes: &Bytes, revision: u64) -> Option<Row> {
     let Head { metadata, spec } = serde_json::from_slice(bytes).ok()?;
     let Meta { namespace, name, mut facts } = metadata;
     facts.node =
         spec.node_name.and_then(|node| node.as_str().map(str::to_owned)).unwrap_or_default();
+    if resource == PODS {
+        facts.load = Load::read(bytes).map(Arc::new);
+    }
     Some(Row { key: ObjectKey { namespace, name }, bytes: bytes.clone(), revision, facts })
 }
 
@@ -274,13 +285,13 @@ impl View {
                 table.synced = false;
                 Vec::new()
             }
-            Change::Put(bytes, revision) => match read(bytes, *revision) {
+            Change::Put(bytes, revision) => match read(resource, bytes, *revision) {
                 Some(row) => [(table.put(row.clone()), Some(row))].into(),
                 None => Vec::new(),
             },
             Change::Deleted(bytes, revision) => {
                 table.revision = table.revision.max(*revision);
-                let row = read(bytes, *revision);
+                let row = read(resource, bytes, *revision);
                 let old = row.and_then(|row| table.remove(&row.key));
                 old.map(|old| (Some(old), None)).into_iter().collect()
             }

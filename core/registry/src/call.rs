@@ -154,7 +154,7 @@ impl Call {
         }
         let Some(kind) = info.kind.clone() else { return Err(Status::no_such_path()) };
         if !serves(&kind, &info) {
-            return Err(Status::method_not_supported(kind.group_resource(), info.verb));
+            return Err(unserved(&kind, &info));
         }
         if let Some(next) = special::serve(world, &self.request, &info, &self.user)? {
             return Ok(next);
@@ -193,13 +193,32 @@ pub(crate) enum Next {
     Ask(Ask, Box<special::Pending>),
 }
 
+/// The refusal of what [`serves`] does not have: there is no such path, or no such method on it.
+fn unserved(kind: &knarr_api::Kind, info: &RequestInfo) -> Status {
+    let sub = info.subresource.as_str();
+    if !sub.is_empty() && kind.subresource(sub).is_none() {
+        return Status::no_such_path();
+    }
+    let text = "the server does not allow this method on the requested resource";
+    let mut status = Status::new(knarr_api::Reason::MethodNotAllowed, text);
+    status.details = Some(serde_json::json!({}));
+    status
+}
+
 fn serves(kind: &knarr_api::Kind, info: &RequestInfo) -> bool {
     let verb = match info.verb {
         "options" => return false,
         verb => verb.to_owned(),
     };
+    // Only a collection is posted to, only an object of a name is written.
+    let named = !info.object.name.is_empty();
+    let fits = match verb.as_str() {
+        "create" => !named,
+        "update" | "patch" => named,
+        _ => true,
+    };
     match info.subresource.as_str() {
-        "" => kind.serves(&verb),
+        "" => fits && kind.serves(&verb),
         name => kind.subresource(name).is_some_and(|sub| sub.verbs.contains(&verb)),
     }
 }

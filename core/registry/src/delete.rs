@@ -6,7 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use jiff::{SignedDuration, Timestamp};
-use knarr_api::{Kind, Status};
+use knarr_api::{Cause, GroupResource, Kind, Status};
 use serde_json::Value;
 
 use crate::meta::seconds;
@@ -51,16 +51,19 @@ impl DeleteOptions {
         };
         let policy = queried("propagationPolicy").or(tree["propagationPolicy"].as_str());
         let orphan = tree["orphanDependents"].as_bool();
+        if let Some((policy, _)) = policy.zip(orphan) {
+            let why = "orphanDependents and deletionPropagation cannot be both set";
+            return Err(refused(Cause::invalid("propagationPolicy", &policy.into(), why)));
+        }
         let propagation = match (policy, orphan) {
             (Some("Orphan"), _) | (None, Some(true)) => Some(Propagation::Orphan),
             (Some("Background"), _) | (None, Some(false)) => Some(Propagation::Background),
             (Some("Foreground"), _) => Some(Propagation::Foreground),
             (None, None) => None,
             (Some(other), _) => {
-                return Err(Status::bad_request(format!(
-                    "DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Unsupported \
-                     value: {other:?}: supported values: \"Background\", \"Foreground\", \"Orphan\""
-                )));
+                let allowed = ["Foreground", "Background", "Orphan", "nil"];
+                let cause = Cause::not_supported("propagationPolicy", &other.into(), &allowed);
+                return Err(refused(cause));
             }
         };
         let precondition = |key: &str| tree["preconditions"][key].as_str().map(str::to_owned);
@@ -72,6 +75,10 @@ impl DeleteOptions {
             dry_run: strings(&tree, "/dryRun").iter().any(|word| word == "All"),
         })
     }
+}
+
+fn refused(cause: Cause) -> Status {
+    Status::invalid_options("DeleteOptions.meta.k8s.io", &[cause])
 }
 
 /// What a delete makes of an object.
@@ -89,20 +96,18 @@ pub(crate) fn check_preconditions(
     options: &DeleteOptions,
 ) -> Result<(), Status> {
     let checks = [
-        ("UID", &options.uid, text(live, "/metadata/uid")),
-        ("ResourceVersion", &options.revision, text(live, "/metadata/resourceVersion")),
+        ("UID", &options.uid, "/metadata/uid", "deleted and then recreated"),
+        ("ResourceVersion", &options.revision, "/metadata/resourceVersion", "modified"),
     ];
-    for (what, wanted, found) in checks {
+    for (what, wanted, field, fear) in checks {
+        let found = text(live, field);
         if let Some(wanted) = wanted.as_ref().filter(|wanted| *wanted != found) {
             let why = format!(
-                "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: \
-                 {found}"
+                "the {what} in the precondition ({wanted}) does not match the {what} in record \
+                 ({found}). The object might have been {fear}"
             );
-            return Err(Status::conflict(
-                kind.group_resource(),
-                text(live, "/metadata/name"),
-                &why,
-            ));
+            let resource = GroupResource { group: &kind.group, resource: &kind.kind };
+            return Err(Status::conflict(resource, text(live, "/metadata/name"), &why));
         }
     }
     Ok(())

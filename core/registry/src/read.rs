@@ -11,14 +11,14 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use jiff::Timestamp;
-use knarr_api::{FieldSelector, Kind, LabelSelector, Status};
+use knarr_api::{Cause, FieldSelector, Kind, LabelSelector, Status};
 use knarr_mvcc::{KeyRange, KeyValue, RangeEnd, ReadError, Revision};
 use serde_json::{Value, json};
 
 use crate::call::World;
 use crate::lens::Lens;
 use crate::object::{pieces, set_revision, tree};
-use crate::request::{Request, RequestInfo};
+use crate::request::{Query, Request, RequestInfo};
 use crate::response::{Body, Response};
 use crate::table;
 use crate::watch::{WatchSpec, WatchStart};
@@ -185,9 +185,53 @@ fn continue_token(at: Revision, after: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(token.to_string())
 }
 
+/// What is wrong with the options of a list or watch.
+fn check_options(query: &Query, watch: bool) -> Result<(), Status> {
+    const MATCH: &str = "resourceVersionMatch";
+    let (wanted, initial) = (query.get(MATCH), query.has("sendInitialEvents"));
+    let mut causes = Vec::new();
+    let mut forbid = |holds: bool, why: &str| {
+        if holds {
+            causes.push(Cause::forbidden(MATCH, why));
+        }
+    };
+    let given = !wanted.is_empty();
+    let continued = given && !query.get("continue").is_empty();
+    let text = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+    forbid(watch && initial && wanted != "NotOlderThan", text);
+    let text = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+    forbid(watch && given && !initial, text);
+    let text = "resourceVersionMatch is forbidden unless resourceVersion is provided";
+    forbid(!watch && given && query.get("resourceVersion").is_empty(), text);
+    forbid(continued, "resourceVersionMatch is forbidden when continue is provided");
+    let exact = !watch && wanted == "Exact";
+    let text = "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"";
+    forbid(exact && query.get("resourceVersion") == "0", text);
+    if given && wanted != "NotOlderThan" && !exact {
+        let allowed: &[&str] =
+            if watch { &["NotOlderThan"] } else { &["Exact", "NotOlderThan", ""] };
+        causes.push(Cause::not_supported(MATCH, &wanted.into(), allowed));
+    }
+    if initial && !watch {
+        let why = "sendInitialEvents is forbidden for list";
+        causes.push(Cause::forbidden("sendInitialEvents", why));
+    }
+    match causes.is_empty() {
+        true => Ok(()),
+        false => Err(Status::invalid_options("ListOptions.meta.k8s.io", &causes)),
+    }
+}
+
 fn page(world: &World<'_>, info: &RequestInfo, kind: &Kind) -> Result<Page, Status> {
     let query = &info.query;
-    let limit = query.get("limit").parse().unwrap_or(0);
+    check_options(query, false)?;
+    let limit = match query.get("limit") {
+        "" => 0,
+        text => text.parse().map_err(|_| {
+            let why = format!("strconv.ParseInt: parsing {text:?}: invalid syntax");
+            Status::bad_request(why)
+        })?,
+    };
     let range = KeyRange::prefix(kind.namespace_prefix(&info.object.namespace).into_bytes());
     let token = query.get("continue");
     let current = world.snapshot.revision();
@@ -328,13 +372,8 @@ fn watch(
     let filter = Filter::parse(info, kind)?;
     let wanted = revision_of(query.get("resourceVersion"))?;
     let send_initial = query.flag("sendInitialEvents");
-    if query.has("sendInitialEvents") && query.get("resourceVersionMatch") != "NotOlderThan" {
-        return Err(Status::bad_request(
-            "ListOptions.meta.k8s.io \"\" is invalid: resourceVersionMatch: Forbidden: \
-             sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        ));
-    }
-    let unset = wanted == Revision(0) && !(query.has("sendInitialEvents") && !send_initial);
+    check_options(query, true)?;
+    let unset = wanted == Revision(0) && (send_initial || !query.has("sendInitialEvents"));
     let start = match send_initial || unset {
         true => WatchStart::Initial,
         false if wanted == Revision(0) => WatchStart::After(world.snapshot.revision()),

@@ -43,6 +43,7 @@ pub(crate) fn serve(
     user: &User,
 ) -> Result<Option<Next>, Status> {
     let Some(kind) = &info.kind else { return Ok(None) };
+    let body = |request: &Request| typed(body(request)?, kind, &info.subresource);
     let done = |response: Response| Ok(Some(Next::Done(response)));
     match (info.group.as_str(), info.resource.as_str(), info.subresource.as_str()) {
         ("authorization.k8s.io", "selfsubjectrulesreviews", _) => {
@@ -118,6 +119,19 @@ pub(crate) fn answered(
 
 fn body(request: &Request) -> Result<Value, Status> {
     serde_json::from_slice(&request.body).map_err(|error| Status::bad_request(format!("{error}")))
+}
+
+/// Names the kind, which what comes back is to say too.
+fn typed(mut tree: Value, kind: &Kind, subresource: &str) -> Result<Value, Status> {
+    if !tree.is_object() {
+        return Err(Status::bad_request("the body is not an object"));
+    }
+    let sub = kind.subresource(subresource);
+    let own = (kind.api_version(), kind.kind.clone());
+    let (api_version, name) = sub.map_or(own, |s| (s.api_version.clone(), s.kind.clone()));
+    tree["apiVersion"] = api_version.into();
+    tree["kind"] = name.into();
+    Ok(tree)
 }
 
 fn user_info(user: &User) -> Value {

@@ -11,7 +11,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use bytes::Bytes;
-use knarr_api::{Kind, ObjectKey, Reason, Status};
+use knarr_api::{Cause, Kind, ObjectKey, Reason, Status};
 use knarr_mvcc::{
     Compare, CompareOp, CompareTarget, KeyRange, KeyValue, LeaseId, Op, OpResponse, Revision, Txn,
     TxnResponse,
@@ -110,9 +110,9 @@ impl Write {
             "" | "Warn" => FieldValidation::Warn,
             "Strict" => FieldValidation::Strict,
             other => {
-                return Err(Status::bad_request(format!(
-                    "invalid fieldValidation value {other:?}: must be Ignore, Warn or Strict"
-                )));
+                let allowed = ["", "Ignore", "Strict", "Warn"];
+                let cause = Cause::not_supported("fieldValidation", &other.into(), &allowed);
+                return Err(Status::invalid_options(options_kind(info), &[cause]));
             }
         };
         if let Operation::Create(_) | Operation::Update(_) = write.operation {
@@ -497,13 +497,10 @@ impl Write {
 
     fn decode_tree(&mut self, world: &World<'_>, tree: &Value) -> Result<Value, Status> {
         let id = self.type_id(world)?;
-        let name = self.target.name.clone();
-        let kind = self.kind.clone();
         let decoded = world.schema().decode_value(id, tree).map_err(|error| {
-            let mut status = Status::invalid(&kind, &name, &[]);
-            status.message =
-                format!(" {:?} is invalid: patch: Invalid value: {error}", kind.group_kind());
-            status
+            let patched = Value::from(tree.to_string());
+            let cause = Cause::invalid("patch", &patched, &error.to_string());
+            Status::invalid_options("", &[cause])
         })?;
         self.take_issues(&decoded.issues, Status::bad_request)?;
         Ok(decoded.tree)
@@ -531,8 +528,19 @@ pub(crate) fn dry_run(info: &RequestInfo) -> Result<bool, Status> {
     match info.query.get("dryRun") {
         "" => Ok(false),
         "All" => Ok(true),
-        other => Err(Status::bad_request(format!(
-            "Unsupported value: {other:?}: supported values: \"All\""
-        ))),
+        other => {
+            let cause = Cause::not_supported("dryRun", &json!([other]), &["All"]);
+            Err(Status::invalid_options(options_kind(info), &[cause]))
+        }
+    }
+}
+
+/// The kind of a write's options, for refusals.
+fn options_kind(info: &RequestInfo) -> &'static str {
+    match info.verb {
+        "create" => "CreateOptions.meta.k8s.io",
+        "update" => "UpdateOptions.meta.k8s.io",
+        "patch" => "PatchOptions.meta.k8s.io",
+        _ => "DeleteOptions.meta.k8s.io",
     }
 }

@@ -279,3 +279,15 @@ pub(crate) fn refusal(code: u16, body: &[u8]) -> ClientError {
     let details = tree.get("details").cloned();
     ClientError::Refused(Status { reason, code, message, details })
 }
+
+/// The CA of a server that is only known by its hash (from a join token), PEM.
+///
+/// # Errors
+/// When the server cannot be reached, or is another one.
+pub async fn fetch_ca(server: &str, hash: &str) -> Result<String, ClientError> {
+    let (tls, ca) =
+        knarr_pki::pinned_config(hash).map_err(|error| ClientError::Unknown(error.to_string()))?;
+    let remote = Remote::with_tls(server, None, tls);
+    remote.send(Method::Get, "/version", JSON, Bytes::new()).await?;
+    ca.get().cloned().ok_or_else(|| ClientError::Unknown("no TLS handshake".to_owned()))
+}

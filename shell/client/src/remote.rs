@@ -24,14 +24,15 @@ pub(crate) struct Remote {
 impl Remote {
     pub(crate) fn new(config: &Kubeconfig) -> Result<Self, PkiError> {
         let tls = knarr_pki::client_config(&config.ca, config.client.as_ref())?;
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config((*tls).clone())
-            .https_only()
-            .enable_http2()
-            .build();
+        Ok(Self::with_tls(&config.server, config.token.clone(), (*tls).clone()))
+    }
+
+    /// A server that these TLS settings recognise.
+    pub(crate) fn with_tls(server: &str, token: Option<String>, tls: rustls::ClientConfig) -> Self {
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http2().build();
         let pool = Pool::builder(TokioExecutor::new()).build(connector);
-        let server = config.server.trim_end_matches('/').to_owned();
-        Ok(Self { server, token: config.token.clone(), pool })
+        Self { server: server.trim_end_matches('/').to_owned(), token, pool }
     }
 
     async fn request(
@@ -52,8 +53,13 @@ impl Remote {
         }
         let request = request.body(Full::new(body)).map_err(|error| unknown(&error))?;
         self.pool.request(request).await.map_err(|error| {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-            unknown(&format!("{error}{}", cause.unwrap_or_default()))
+            let mut text = error.to_string();
+            let mut cause = std::error::Error::source(&error);
+            while let Some(inner) = cause {
+                text = format!("{text}: {inner}");
+                cause = inner.source();
+            }
+            unknown(&text)
         })
     }
 

@@ -1,11 +1,16 @@
 //! Carrying out a plan: stage after stage, the writes of one stage together.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::future::join_all;
-use knarr_api::{ObjectKey, Reason, Resource};
+use knarr_api::{ObjectKey, Reason, Resource, Status};
 use knarr_client::{Client, ClientError, PatchType};
-use knarr_reconcile::{Event, Job, Outcome, Patch, Write, Written};
+use knarr_pki::Authority;
+use knarr_reconcile::{Event, Job, Outcome, Patch, Usage, Write, Written};
 use serde_json::{Value, json};
 use tracing::{debug, warn};
 
@@ -13,73 +18,117 @@ use crate::now;
 
 const EVENTS: Resource = Resource::new("v1", "events");
 
-/// Carries out a job's plan.
-pub(crate) async fn carry_out(client: Client, job: Job, reporter: &'static str) -> (Job, Outcome) {
-    let mut written = Vec::new();
-    for stage in &job.plan.stages {
-        let results = join_all(stage.iter().map(|write| one(&client, write))).await;
-        let (mut failed, mut unknown) = (false, BTreeSet::new());
-        for (write, result) in stage.iter().zip(results) {
-            match result {
-                Ok(mark) => written.extend(mark),
-                Err(error) if harmless(write, &error) => {
-                    debug!(controller = reporter, key = %job.key.object, %error, "write came late");
-                }
-                Err(ClientError::Unknown(why)) => {
-                    warn!(controller = reporter, key = %job.key.object, why, "write unanswered");
-                    unknown.insert(write.resource());
-                }
-                Err(error) => {
-                    failed = true;
-                    if error.is(Reason::Conflict) {
-                        debug!(controller = reporter, key = %job.key.object, %error, "write lost");
-                    } else {
-                        warn!(controller = reporter, key = %job.key.object, %error, "write refused");
-                    }
+/// What carries out plans of one controller.
+pub(crate) struct Hand {
+    pub(crate) client: Client,
+    pub(crate) authority: Option<Arc<Authority>>,
+    pub(crate) reporter: &'static str,
+}
+
+/// How the writes of one stage went.
+#[derive(Default)]
+struct Tally {
+    failed: bool,
+    refused: Option<String>,
+    unknown: BTreeSet<Resource>,
+}
+
+impl Hand {
+    /// Carries out a job's plan.
+    pub(crate) async fn carry_out(self, job: Job) -> (Job, Outcome) {
+        let mut written = Vec::new();
+        for stage in &job.plan.stages {
+            let results = join_all(stage.iter().map(|write| self.one(write))).await;
+            let mut tally = Tally::default();
+            for (write, result) in stage.iter().zip(results) {
+                match result {
+                    Ok(mark) => written.extend(mark),
+                    Err(error) => self.count(&job, write, &error, &mut tally),
                 }
             }
+            if !tally.unknown.is_empty() {
+                return (job, Outcome::Unknown(tally.unknown.into_iter().collect()));
+            }
+            if tally.failed {
+                return (job, Outcome::Failed(written, tally.refused));
+            }
         }
-        if !unknown.is_empty() {
-            return (job, Outcome::Unknown(unknown.into_iter().collect()));
+        for event in &job.plan.events {
+            record(&self.client, event, self.reporter).await;
         }
-        if failed {
-            return (job, Outcome::Failed(written));
+        (job, Outcome::Done(written))
+    }
+
+    fn count(&self, job: &Job, write: &Write, error: &ClientError, tally: &mut Tally) {
+        let (controller, key) = (self.reporter, &job.key.object);
+        match error {
+            error if harmless(write, error) => debug!(controller, %key, %error, "write came late"),
+            ClientError::Unknown(why) => {
+                warn!(controller, %key, why, "write unanswered");
+                tally.unknown.insert(write.resource());
+            }
+            error if error.is(Reason::Conflict) => {
+                debug!(controller, %key, %error, "write lost a race");
+                tally.failed = true;
+            }
+            error => {
+                warn!(controller, %key, %error, "write refused");
+                tally.failed = true;
+                tally.refused = Some(error.to_string());
+            }
         }
     }
-    for event in &job.plan.events {
-        record(&client, event, reporter).await;
+
+    async fn one(&self, write: &Write) -> Result<Option<Written>, ClientError> {
+        let resource = write.resource();
+        let client = &self.client;
+        let answer = match write {
+            Write::Create { namespace, object, .. } => {
+                client.create(resource, namespace, object).await?
+            }
+            Write::Patch { object, subresource, kind, body, .. } => {
+                let kind = match kind {
+                    Patch::Merge => PatchType::Merge,
+                    Patch::Strategic => PatchType::Strategic,
+                };
+                client.patch(resource, object, subresource, kind, body).await?
+            }
+            Write::Post { object, subresource, body, .. } => {
+                client.create_sub(resource, object, subresource, body).await?
+            }
+            Write::Put { object, subresource, body, .. } => {
+                client.update(resource, object, subresource, body).await?
+            }
+            Write::Delete { object, options, .. } => {
+                client.delete(resource, object, options).await?
+            }
+            Write::Sign { object, request_pem, usage, seconds } => {
+                let certificate = self.sign(request_pem, *usage, *seconds)?;
+                let mut live = client.get(resource, object).await?;
+                live["status"]["certificate"] = STANDARD.encode(certificate).into();
+                client.update(resource, object, "status", &live).await?
+            }
+        };
+        Ok(mark(resource, write, &answer))
     }
-    (job, Outcome::Done(written))
+
+    fn sign(&self, request: &str, usage: Usage, seconds: u64) -> Result<String, ClientError> {
+        let refuse = |why: String| ClientError::Refused(Status::internal(why));
+        let authority = self.authority.as_ref();
+        let authority = authority.ok_or_else(|| refuse("no CA to sign with".to_owned()))?;
+        let usage = match usage {
+            Usage::Client => knarr_pki::Usage::Client,
+            Usage::Server => knarr_pki::Usage::Server,
+        };
+        let life = Some(Duration::from_secs(seconds));
+        authority.sign_request(request, usage, life).map_err(|error| refuse(error.to_string()))
+    }
 }
 
 /// What a controller wanted has come about without it.
 fn harmless(write: &Write, error: &ClientError) -> bool {
     matches!(write, Write::Delete { .. })
         && (error.is(Reason::NotFound) || error.is(Reason::Conflict))
-}
-
-async fn one(client: &Client, write: &Write) -> Result<Option<Written>, ClientError> {
-    let resource = write.resource();
-    let answer = match write {
-        Write::Create { namespace, object, .. } => {
-            client.create(resource, namespace, object).await?
-        }
-        Write::Patch { object, subresource, kind, body, .. } => {
-            let kind = match kind {
-                Patch::Merge => PatchType::Merge,
-                Patch::Strategic => PatchType::Strategic,
-            };
-            client.patch(resource, object, subresource, kind, body).await?
-        }
-        Write::Post { object, subresource, body, .. } => {
-            client.create_sub(resource, object, subresource, body).await?
-        }
-        Write::Put { object, subresource, body, .. } => {
-            client.update(resource, object, subresource, body).await?
-        }
-        Write::Delete { object, options, .. } => client.delete(resource, object, options).await?,
-    };
-    Ok(mark(resource, write, &answer))
 }
 
 /// What the view will come to show of a write.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::now;
+use crate::{drained, now};
 
 const LEASES: Resource = Resource::new("coordination.k8s.io/v1", "leases");
 /// Upstream's defaults: lease duration, renew deadline, retry period.
@@ -58,7 +58,7 @@ pub async fn lead<F: Future<Output = ()>>(
         }
         tokio::select! {
             () = tokio::time::sleep(RETRY) => {}
-            _ = drain.wait_for(|drain| *drain) => return,
+            () = drained(&mut drain) => return,
         }
     }
 }
@@ -69,7 +69,7 @@ async fn keep(client: &Client, lease: &Lease, drain: &mut watch::Receiver<bool>)
     loop {
         tokio::select! {
             () = tokio::time::sleep(RETRY) => {}
-            _ = drain.wait_for(|drain| *drain) => return release(client, lease).await,
+            () = drained(drain) => return release(client, lease).await,
         }
         let left = DEADLINE.saturating_sub(renewed.elapsed());
         match tokio::time::timeout(left, acquire(client, lease, &mut None)).await {

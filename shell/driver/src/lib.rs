@@ -15,7 +15,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use jiff::Timestamp;
 use knarr_api::Resource;
 use knarr_client::Client;
-use knarr_reconcile::{Change, Controller, Ctx, Engine, Job, Outcome};
+use knarr_pki::Authority;
+use knarr_reconcile::{Change, Config, Controller, Engine, Job, Outcome};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -33,6 +34,10 @@ pub struct Ring {
     pub controllers: Vec<Controller>,
     /// The client that watches.
     pub watcher: Client,
+    /// What its controllers are told.
+    pub config: Config,
+    /// Who signs certificates, where a controller asks for that.
+    pub authority: Option<Arc<Authority>>,
     /// A client for a controller's user.
     pub client_of: Box<dyn Fn(&str) -> Client + Send>,
 }
@@ -43,15 +48,20 @@ pub(crate) fn now() -> Timestamp {
     Timestamp::from_nanosecond(since.as_nanos() as i128).unwrap_or(Timestamp::MAX)
 }
 
-fn ctx() -> Ctx {
+/// Waits until everybody is to finish.
+pub(crate) async fn drained(drain: &mut watch::Receiver<bool>) {
+    drain.wait_for(|drain| *drain).await.ok();
+}
+
+fn seed() -> u64 {
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).expect("the kernel gives randomness");
-    Ctx { now: now(), seed: u64::from_le_bytes(seed) }
+    u64::from_le_bytes(seed)
 }
 
 /// Runs a ring until `drain` says so. Jobs in progress are finished.
 pub async fn run(ring: Ring, mut drain: watch::Receiver<bool>) {
-    let mut engine = Engine::new(ring.controllers);
+    let mut engine = Engine::new(ring.controllers, ring.config);
     let (send, mut items) = mpsc::channel::<(Resource, Change)>(MAX_ITEMS);
     let mut restarts: BTreeMap<Resource, Arc<Notify>> = BTreeMap::new();
     let mut reflectors = JoinSet::new();
@@ -69,11 +79,12 @@ pub async fn run(ring: Ring, mut drain: watch::Receiver<bool>) {
     let mut jobs: JoinSet<(Job, Outcome)> = JoinSet::new();
     loop {
         while jobs.len() < MAX_JOBS
-            && let Some(job) = engine.poll(&ctx())
+            && let Some(job) = engine.poll(now(), seed())
         {
             let client = users[job.controller].clone();
             let reporter = engine.controllers()[job.controller].name;
-            jobs.spawn(execute::carry_out(client, job, reporter));
+            let hand = execute::Hand { client, authority: ring.authority.clone(), reporter };
+            jobs.spawn(hand.carry_out(job));
         }
         let deadline = engine.deadline();
         tokio::select! {
@@ -93,7 +104,7 @@ pub async fn run(ring: Ring, mut drain: watch::Receiver<bool>) {
                 engine.finish(&job, outcome, now());
             }
             () = sleep_until(deadline), if deadline.is_some() && jobs.len() < MAX_JOBS => {}
-            _ = drain.wait_for(|drain| *drain) => break,
+            () = drained(&mut drain) => break,
         }
     }
     while jobs.join_next().await.is_some() {}

@@ -248,13 +248,22 @@ fn set_life(params: &mut CertificateParams, life: Duration) {
     params.not_after = (now + life).into();
 }
 
+/// Whether a certificate (PEM) has a third of its life left.
+pub fn is_fresh(certificate: &str) -> bool {
+    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()) else {
+        return false;
+    };
+    let Ok(parsed) = pem.parse_x509() else { return false };
+    let left = parsed.validity().time_to_expiration().map(|left| left.whole_seconds());
+    left.is_some_and(|left| left > LEAF_LIFE.as_secs() as i64 / 3)
+}
+
 /// Whether a certificate is for `identity` and has a third of its life left.
 fn still_good(certificate: &str, identity: &Identity) -> bool {
     let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()) else {
         return false;
     };
     let Ok(parsed) = pem.parse_x509() else { return false };
-    let left = parsed.validity().time_to_expiration().map(|left| left.whole_seconds());
     let common = parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
     let names = parsed.subject_alternative_name().ok().flatten();
     let mut addresses = Vec::new();
@@ -267,7 +276,7 @@ fn still_good(certificate: &str, identity: &Identity) -> bool {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
     });
-    left.is_some_and(|left| left > LEAF_LIFE.as_secs() as i64 / 3)
+    is_fresh(certificate)
         && common == Some(&identity.name)
         && wanted.into_iter().all(|address| addresses.contains(&address))
 }

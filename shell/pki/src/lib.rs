@@ -5,10 +5,12 @@
 
 mod authority;
 mod kubeconfig;
+mod pinned;
 mod tls;
 
-pub use authority::{Authority, Identity, PkiError, Signed, Usage, new_request};
+pub use authority::{Authority, Identity, PkiError, Signed, Usage, is_fresh, new_request};
 pub use kubeconfig::Kubeconfig;
+pub use pinned::{ca_hash, pinned_config};
 pub use tls::{client_config, peer_identity, server_config};
 
 use std::io::Write;

@@ -30,6 +30,7 @@ pub use cgroup::Hierarchies;
 pub use cleanup::cleanup;
 pub use runtime::{Config, CreateContainer, Event, Events, Runtime};
 pub use shim::shim_main;
+pub use state::layers_in_use;
 
 /// What went wrong, for the caller.
 #[derive(Debug)]

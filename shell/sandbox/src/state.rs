@@ -97,6 +97,22 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     Ok(serde_json::from_slice(&fs::read(path)?)?)
 }
 
+/// Image layers of the containers in a state folder, whether or not a runtime has it open.
+///
+/// # Errors
+/// A container's record cannot be read.
+pub fn layers_in_use(state_dir: &Path) -> io::Result<std::collections::BTreeSet<String>> {
+    let mut layers = std::collections::BTreeSet::new();
+    for id in folder_names(&state_dir.join("sandboxes")) {
+        let sandbox = SandboxDir::new(state_dir, &id);
+        for container in sandbox.container_ids() {
+            let record: ContainerRecord = read(&sandbox.container(&container).record())?;
+            layers.extend(record.spec.rootfs.lower);
+        }
+    }
+    Ok(layers)
+}
+
 /// Writes a JSON file so that it is there whole or not at all.
 ///
 /// It is not synced: nothing it describes survives a power failure either.

@@ -1,0 +1,163 @@
+//! The node role: get an identity, then run the agent.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use knarr_client::Client;
+use knarr_node::NodeConfig;
+use knarr_pki::{Kubeconfig, Signed};
+use tracing::info;
+
+use crate::flags::{AgentFlags, NodeFlags};
+use crate::paths::NodePaths;
+use crate::process::{Drain, Fatal};
+use crate::server::{VERSION, own_address};
+use crate::token::JoinToken;
+use crate::{POD_SHIM, lifecycle};
+
+/// What the kernel must offer: a path that exists when it does, and what to do when it does not.
+const FEATURES: &[(&str, &str)] = &[
+    ("/proc/self/ns/net", "network namespaces: use a kernel with CONFIG_NET_NS"),
+    ("/proc/self/ns/pid", "process namespaces: use a kernel with CONFIG_PID_NS"),
+    ("/sys/fs/cgroup", "control groups: mount them at /sys/fs/cgroup"),
+];
+
+/// Refuses to begin where a node cannot work.
+pub(crate) fn preflight() -> Result<(), Fatal> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Fatal(
+            "a node needs root for namespaces, mounts and control groups: run it with sudo \
+             (`knarr server` runs a control plane without)"
+                .to_owned(),
+        ));
+    }
+    for (path, what) in FEATURES {
+        if !Path::new(path).exists() {
+            return Err(Fatal(format!("this kernel lacks {what}")));
+        }
+    }
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let loadable = Path::new("/lib/modules").exists();
+    if !known.contains("overlay") && !loadable {
+        return Err(Fatal(
+            "this kernel lacks overlayfs: use one with CONFIG_OVERLAY_FS".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// Joins a cluster and runs the agent.
+pub(crate) async fn run(flags: AgentFlags, drain: Drain) -> Result<(), Fatal> {
+    preflight()?;
+    let token = JoinToken::parse(&flags.token)?;
+    let ca = knarr_client::fetch_ca(&flags.server, &token.ca_hash).await?;
+    let node = prepare(&flags.node, &flags.server, &ca, &token).await?;
+    println!("Joined {} as {}", flags.server, node.config.name);
+    node.run(drain).await
+}
+
+/// A node that has its identity.
+pub(crate) struct ReadyNode {
+    pub(crate) config: NodeConfig,
+    client: Client,
+}
+
+impl ReadyNode {
+    /// Runs the agent.
+    pub(crate) async fn run(self, drain: Drain) -> Result<(), Fatal> {
+        Ok(knarr_node::run(self.config, self.client, drain).await?)
+    }
+}
+
+fn node_name(flags: &NodeFlags) -> String {
+    let host = || {
+        let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        name.trim().to_ascii_lowercase()
+    };
+    flags.node_name.clone().unwrap_or_else(host)
+}
+
+/// Gets the node's identity (a kept one, or a new one by joining) and what the agent needs.
+pub(crate) async fn prepare(
+    flags: &NodeFlags,
+    server: &str,
+    ca: &str,
+    token: &JoinToken,
+) -> Result<ReadyNode, Fatal> {
+    let paths = NodePaths::new(&flags.root_dir);
+    let name = node_name(flags);
+    knarr_api::names::dns1123_subdomain(&name).map_err(|why| {
+        Fatal(format!("{name:?} cannot be a node's name: {why}; use --node-name"))
+    })?;
+    let address = flags.node_ip.unwrap_or_else(|| own_address(IpAddr::from([0, 0, 0, 0])));
+    for dir in [&paths.state, &paths.pods, &paths.logs] {
+        fs::create_dir_all(dir)
+            .map_err(|error| Fatal(format!("cannot make {}: {error}", dir.display())))?;
+    }
+    lifecycle::write_pid(&paths.state)?;
+    let (kubeconfig, serving) = match kept(&paths.state, server, ca, &name, address) {
+        Some(identity) => identity,
+        None => {
+            let joined = knarr_node::join(server, ca, &token.bootstrap, &name, address).await?;
+            keep(&paths.state, &name, address, &joined)?;
+            info!(node = name, "joined");
+            joined
+        }
+    };
+    let client = Client::connect(&kubeconfig)?;
+    let shim = std::env::current_exe()?;
+    let config = NodeConfig {
+        name,
+        instance: paths.instance,
+        state_dir: paths.state,
+        pods_dir: paths.pods,
+        logs_dir: paths.logs,
+        address,
+        port: flags.node_port,
+        shim: vec![shim.display().to_string(), POD_SHIM.to_owned()],
+        ca: ca.to_owned(),
+        serving,
+        version: VERSION.to_owned(),
+    };
+    Ok(ReadyNode { config, client })
+}
+
+fn identity_file(state: &Path, name: &str) -> PathBuf {
+    state.join("node").join(name)
+}
+
+/// Keeps an identity for the next start.
+fn keep(
+    state: &Path,
+    name: &str,
+    address: IpAddr,
+    (kubeconfig, serving): &(Kubeconfig, Signed),
+) -> Result<(), Fatal> {
+    let write = |file: &str, text: &str| {
+        knarr_pki::write_private(&identity_file(state, file), text.as_bytes())
+    };
+    write("serving.crt", &serving.certificate)?;
+    write("serving.key", &serving.key)?;
+    write("for", &format!("{name} {address}"))?;
+    write("kubeconfig", &kubeconfig.render("node"))?;
+    Ok(())
+}
+
+/// The identity of the last start, if it is for the same node and cluster and lives on.
+fn kept(
+    state: &Path,
+    server: &str,
+    ca: &str,
+    name: &str,
+    address: IpAddr,
+) -> Option<(Kubeconfig, Signed)> {
+    let read = |file: &str| fs::read_to_string(identity_file(state, file)).ok();
+    let mut kubeconfig = Kubeconfig::read(&identity_file(state, "kubeconfig")).ok()?;
+    kubeconfig.server = server.to_owned();
+    let serving = Signed { certificate: read("serving.crt")?, key: read("serving.key")? };
+    let fresh = knarr_pki::is_fresh(&serving.certificate)
+        && kubeconfig.client.as_ref().is_some_and(|c| knarr_pki::is_fresh(&c.certificate));
+    let same = kubeconfig.ca == ca && read("for")? == format!("{name} {address}");
+    (fresh && same).then_some((kubeconfig, serving))
+}

@@ -1,0 +1,212 @@
+//! What a person does to a running instance: look, stop, remove.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use knarr_api::Resource;
+use knarr_apiserver::Server;
+use knarr_client::{Client, StreamItem};
+use knarr_net::Network;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde_json::Value;
+
+use crate::flags::{DownFlags, PlaceFlags, ResetFlags};
+use crate::paths::{self, NodePaths};
+use crate::process::Fatal;
+use crate::rings;
+
+const NODES: Resource = Resource::new("v1", "nodes");
+/// How long a process may take to end before it is killed.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Notes which process uses a directory.
+pub(crate) fn write_pid(dir: &Path) -> io::Result<()> {
+    knarr_pki::write_public(&dir.join("pid"), format!("{}\n", std::process::id()).as_bytes())
+}
+
+/// The knarr process that uses a directory, if it lives.
+fn running(dir: &Path) -> Option<Pid> {
+    let text = fs::read_to_string(dir.join("pid")).ok()?;
+    let pid: i32 = text.trim().parse().ok()?;
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    (name.trim() == "knarr" && pid != std::process::id().cast_signed())
+        .then(|| Pid::from_raw(pid))
+        .flatten()
+}
+
+/// Waits until a node says that it is ready and takes Pods.
+pub(crate) async fn node_ready(server: &Arc<Server>, name: &str) -> Result<(), Fatal> {
+    let client = Client::in_process(server.clone(), rings::user("system:apiserver"));
+    let client = match client.get(NODES, &knarr_api::ObjectKey::new("", name)).await {
+        Ok(_) | Err(_) => Client::in_process(
+            server.clone(),
+            knarr_registry::User::new("system:apiserver", &["system:masters"]),
+        ),
+    };
+    let query = format!("fieldSelector=metadata.name%3D{name}");
+    loop {
+        let mut watch = client.watch(NODES, "", &query).await?;
+        while let Ok(item) = watch.next().await {
+            let StreamItem::Event { object, .. } = item else { continue };
+            let node: Value = serde_json::from_slice(&object).unwrap_or_default();
+            if is_ready(&node) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn is_ready(node: &Value) -> bool {
+    let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
+    let ready =
+        conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True");
+    let taints = node.pointer("/spec/taints").and_then(Value::as_array);
+    let closed = taints.into_iter().flatten().any(|t| t["key"] == "node.kubernetes.io/not-ready");
+    ready && !closed && node.pointer("/spec/podCIDR").is_some()
+}
+
+/// Says what runs.
+pub(crate) fn status(flags: &PlaceFlags) -> Result<(), Fatal> {
+    let node = NodePaths::new(&flags.root_dir);
+    let mut any = false;
+    for (what, dir) in [("control plane", &flags.data_dir), ("node", &node.state)] {
+        match running(dir) {
+            Some(pid) => {
+                any = true;
+                println!("{what}: running (process {}) in {}", pid.as_raw_nonzero(), dir.display());
+            }
+            None if dir.exists() => println!("{what}: stopped, state in {}", dir.display()),
+            None => println!("{what}: nothing in {}", dir.display()),
+        }
+    }
+    let kubeconfig = paths::kubeconfig(&flags.data_dir);
+    if kubeconfig.exists() {
+        println!("kubeconfig: {}", kubeconfig.display());
+    }
+    if any { Ok(()) } else { Err(Fatal("knarr is not running here".to_owned())) }
+}
+
+/// Stops the processes of an instance; whether there were some.
+fn stop(flags: &PlaceFlags) -> Result<bool, Fatal> {
+    let node = NodePaths::new(&flags.root_dir);
+    let mut pids: Vec<Pid> =
+        [&flags.data_dir, &node.state].into_iter().filter_map(|dir| running(dir)).collect();
+    pids.dedup();
+    for pid in &pids {
+        end(*pid).map_err(|error| Fatal(format!("process {}: {error}", pid.as_raw_nonzero())))?;
+    }
+    Ok(!pids.is_empty())
+}
+
+/// Asks a process to end, waits for it, and kills it when it does not.
+fn end(pid: Pid) -> io::Result<()> {
+    let process = match pidfd_open(pid, PidfdFlags::empty()) {
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        other => other?,
+    };
+    for signal in [Signal::TERM, Signal::KILL] {
+        match pidfd_send_signal(&process, signal) {
+            Err(rustix::io::Errno::SRCH) => return Ok(()),
+            other => other?,
+        }
+        let wait = Timespec { tv_sec: PATIENCE.as_secs().cast_signed(), tv_nsec: 0 };
+        let mut fds = [PollFd::new(&process, PollFlags::IN)];
+        if poll(&mut fds, Some(&wait))? > 0 {
+            return Ok(());
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::TimedOut, "does not end"))
+}
+
+/// Stops knarr; with `--drain` its containers too.
+pub(crate) fn down(flags: &DownFlags) -> Result<(), Fatal> {
+    let stopped = stop(&flags.place)?;
+    if flags.drain {
+        let node = NodePaths::new(&flags.place.root_dir);
+        stop_containers(&node)?;
+        println!("Stopped, with all containers.");
+    } else if stopped {
+        println!("Stopped. Containers keep running; the next start takes them over.");
+    } else {
+        println!("Nothing was running.");
+    }
+    Ok(())
+}
+
+fn stop_containers(node: &NodePaths) -> Result<(), Fatal> {
+    let runtime = node.state.join("runtime");
+    if runtime.exists() {
+        knarr_sandbox::cleanup(&runtime)
+            .map_err(|error| Fatal(format!("containers could not be removed: {error}")))?;
+    }
+    Ok(())
+}
+
+/// Stops everything and removes all that this instance made.
+pub(crate) async fn reset(flags: ResetFlags) -> Result<(), Fatal> {
+    let place = &flags.place;
+    let node = NodePaths::new(&place.root_dir);
+    if !flags.yes {
+        return Err(Fatal(format!(
+            "this removes the cluster in {} and all Pods of {}: add --yes to do it",
+            place.data_dir.display(),
+            node.state.display()
+        )));
+    }
+    stop(place)?;
+    stop_containers(&node)?;
+    remove_links(&node).await?;
+    let groups = knarr_sandbox::Hierarchies::detect()?;
+    groups.remove(&format!("/knarr-{}", node.instance))?;
+    for pod in fs::read_dir(node.pods.join("pods")).into_iter().flatten().flatten() {
+        for volume in fs::read_dir(pod.path().join("volumes")).into_iter().flatten().flatten() {
+            rustix::mount::unmount(volume.path(), rustix::mount::UnmountFlags::DETACH).ok();
+        }
+    }
+    for dir in [&place.data_dir, &node.state, &node.pods.join("pods"), &node.logs] {
+        remove_dir(dir)?;
+    }
+    remove_empty_parents(&node.pods, &place.root_dir);
+    for dir in [&node.state, &node.logs] {
+        if let Some(parent) = dir.parent() {
+            remove_empty_parents(parent, &place.root_dir);
+        }
+    }
+    println!("Removed.");
+    Ok(())
+}
+
+async fn remove_links(node: &NodePaths) -> Result<(), Fatal> {
+    let network = Network::open()?;
+    for link in network.links(&format!("kn{}", node.instance)).await? {
+        network.detach(&link).await?;
+    }
+    Ok(())
+}
+
+fn remove_dir(dir: &Path) -> Result<(), Fatal> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Fatal(format!("cannot remove {}: {error}", dir.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes folders that hold nothing, from `dir` up to (not including) `root`; never those of the
+/// machine itself.
+fn remove_empty_parents(dir: &Path, root: &Path) {
+    let Ok(root) = std::path::absolute(root) else { return };
+    if root == Path::new("/") {
+        return;
+    }
+    let mut dir = dir;
+    while dir != root && fs::remove_dir(dir).is_ok() {
+        let Some(parent) = dir.parent() else { return };
+        dir = parent;
+    }
+}

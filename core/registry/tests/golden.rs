@@ -1,0 +1,222 @@
+//! Golden scripts: requests go in, answers come out. `KNARR_BLESS=1` rewrites the answers.
+//!
+//! A script is a list of blocks with an empty line between them. A block is a request
+//! (`METHOD /path?query`), its settings (`as: user group…`, `accept: …`, `type: …`,
+//! `show: /pointer…`) and its body, YAML unless it begins with `{` or `[`; the answer follows as
+//! lines that begin with `=> `. Other blocks: `WATCH /path?query` opens a watch and shows what it
+//! begins with, `EVENTS` shows what it has seen since, `WAIT seconds` turns the clock,
+//! `BASE /path` names a collection and the object that `TRY path = json; path -` lines vary and
+//! create in a dry run, `LIVE /path` the object that they vary and update in a dry run.
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::{env, fs};
+
+use knarr_registry::Method;
+use serde_json::Value;
+use world::{Cluster, Sent};
+
+fn check(file: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
+    let script = fs::read_to_string(&path).unwrap();
+    let mut player = Player { cluster: Cluster::new(), base: None };
+    let mut out = String::new();
+    for block in script.trim_end().split("\n\n") {
+        player.play(block, &mut out);
+        out.push('\n');
+    }
+    let out = out.trim_end().to_owned() + "\n";
+    if env::var_os("KNARR_BLESS").is_some() {
+        fs::write(&path, out).unwrap();
+        return;
+    }
+    for (at, (wanted, got)) in script.lines().zip(out.lines()).enumerate() {
+        assert_eq!(wanted, got, "{file}:{}; KNARR_BLESS=1 accepts the new output", at + 1);
+    }
+    assert_eq!(script, out, "{file}");
+}
+
+/// What the `TRY` lines vary: path, method, object.
+type Base = (String, Method, Value);
+
+struct Player {
+    cluster: Cluster,
+    base: Option<Base>,
+}
+
+impl Player {
+    fn play(&mut self, block: &str, out: &mut String) {
+        let mut request: Vec<&str> = Vec::new();
+        for line in block.lines().filter(|line| !line.starts_with("=> ")) {
+            let changes = line.strip_prefix("TRY ");
+            if changes.is_some() {
+                self.command(&core::mem::take(&mut request), out);
+            }
+            writeln!(out, "{line}").unwrap();
+            match changes {
+                Some(changes) => show(&self.vary(changes), out),
+                None if line.starts_with('#') => {}
+                None => request.push(line),
+            }
+        }
+        self.command(&request, out);
+    }
+
+    fn command(&mut self, request: &[&str], out: &mut String) {
+        if let [command, rest @ ..] = request {
+            show(&self.answer(command, rest), out);
+        }
+    }
+
+    fn answer(&mut self, command: &str, rest: &[&str]) -> String {
+        let (word, argument) = command.split_once(' ').unwrap_or((command, ""));
+        match word {
+            "WAIT" => {
+                self.cluster.wait(argument.parse().unwrap());
+                String::new()
+            }
+            "EVENTS" => self.cluster.events(),
+            "BASE" => {
+                self.base = Some((argument.into(), Method::Post, yaml(&rest.join("\n"))));
+                String::new()
+            }
+            "LIVE" => {
+                let live = self.cluster.get(argument);
+                self.base = Some((argument.into(), Method::Put, live));
+                String::new()
+            }
+            word => {
+                let sent = read_request(word, argument, rest);
+                self.cluster.send(&sent)
+            }
+        }
+    }
+
+    /// Creates or updates the base with some changes, in a dry run.
+    fn vary(&mut self, changes: &str) -> String {
+        let (path, method, base) = self.base.clone().expect("BASE or LIVE comes before TRY");
+        let mut tree = base;
+        for change in changes.split("; ") {
+            match change.split_once(" = ") {
+                Some((path, value)) => *place(&mut tree, path) = yaml(value),
+                None => take(&mut tree, change.strip_suffix(" -").expect("path = json, or path -")),
+            }
+        }
+        let mut sent = Sent::new(method, &format!("{path}?dryRun=All"));
+        sent.body = tree.to_string();
+        sent.show = Some(Vec::new());
+        self.cluster.send(&sent)
+    }
+}
+
+fn show(answer: &str, out: &mut String) {
+    answer.lines().for_each(|line| writeln!(out, "=> {line}").unwrap());
+}
+
+fn read_request(word: &str, target: &str, rest: &[&str]) -> Sent {
+    let method = match word {
+        "GET" | "WATCH" => Method::Get,
+        "POST" => Method::Post,
+        "PUT" => Method::Put,
+        "PATCH" => Method::Patch,
+        "DELETE" => Method::Delete,
+        "OPTIONS" => Method::Options,
+        other => panic!("no command {other}"),
+    };
+    let mut sent = Sent::new(method, target);
+    let mut body = Vec::new();
+    for line in rest {
+        let (key, value) = line.split_once(':').unwrap_or((line, ""));
+        let value = value.trim();
+        match key {
+            "as" => sent.user = value.into(),
+            "accept" => sent.accept = value.into(),
+            "type" => sent.content_type = value.into(),
+            "show" => sent.show = Some(value.split_whitespace().map(String::from).collect()),
+            _ => body.push(*line),
+        }
+    }
+    let body = body.join("\n");
+    let is_json = body.starts_with(['{', '[']) || body.is_empty();
+    sent.body = if is_json { body } else { yaml(&body).to_string() };
+    sent
+}
+
+fn yaml(text: &str) -> Value {
+    serde_saphyr::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// `spec.containers[0].name`, made where it is not there; a key with dots stands in quotes.
+fn steps(path: &str) -> Vec<String> {
+    let mut steps = vec![String::new()];
+    let mut quoted = false;
+    for letter in path.chars() {
+        match letter {
+            '"' => quoted = !quoted,
+            '.' | '[' if !quoted => steps.push(String::new()),
+            ']' if !quoted => {}
+            letter => steps.last_mut().unwrap().push(letter),
+        }
+    }
+    steps
+}
+
+fn place<'a>(tree: &'a mut Value, path: &str) -> &'a mut Value {
+    steps(path).into_iter().fold(tree, |at, step| match step.parse::<usize>() {
+        Ok(index) if at.is_array() || at.is_null() => {
+            if at.is_null() {
+                *at = Value::Array(Vec::new());
+            }
+            let items = at.as_array_mut().unwrap();
+            items.resize(items.len().max(index + 1), Value::Null);
+            &mut items[index]
+        }
+        _ => &mut at[step],
+    })
+}
+
+fn take(tree: &mut Value, path: &str) {
+    let mut steps = steps(path);
+    let last = steps.pop().unwrap();
+    let parent = steps.into_iter().fold(tree, |at, step| match step.parse::<usize>() {
+        Ok(index) if at.is_array() => &mut at[index],
+        _ => &mut at[step],
+    });
+    match parent {
+        Value::Array(items) => drop(items.remove(last.parse().unwrap())),
+        parent => drop(parent.as_object_mut().unwrap().remove(&last)),
+    }
+}
+
+macro_rules! golden {
+    ($($name:ident)*) => {$(
+        #[test]
+        fn $name() {
+            check(concat!(stringify!($name), ".txt"));
+        }
+    )*};
+}
+
+golden! {
+    access
+    deletes
+    lists
+    objects
+    subresources
+    watches
+}
+
+/// Every script is played.
+#[test]
+fn no_script_is_forgotten() {
+    let source = include_str!("golden.rs");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    for entry in fs::read_dir(folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let name = name.strip_suffix(".txt").unwrap();
+        assert!(source.lines().any(|line| line.trim() == name), "{name}");
+    }
+}
