@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 mod kinds;
 mod tidy;
+#[cfg(test)]
+mod tour;
 mod types;
 
 /// One chore: its name, what it is for, and what runs it with the remaining arguments.
