@@ -3,6 +3,7 @@
 
 use std::process::ExitCode;
 
+mod image;
 mod kinds;
 mod tidy;
 #[cfg(test)]
@@ -14,6 +15,7 @@ type Chore = (&'static str, &'static str, fn(&[String]) -> Result<(), String>);
 
 const CHORES: &[Chore] = &[
     ("tidy", "check the rules that no compiler checks", tidy::run),
+    ("image", "make an OCI archive of Debian's files: --out FILE [--name NAME] nginx", image::run),
     ("kinds", "write core/api/data/kinds.txt: --discovery DIR --swagger FILE", kinds::run),
     ("types", "write core/schema/data/types.txt: --go-api DIR --go-apimachinery DIR", |args| {
         types::run(args).map(|text| print!("{text}"))
