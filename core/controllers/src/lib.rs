@@ -10,10 +10,14 @@ pub mod deployment;
 mod finder;
 pub mod garbage_collector;
 pub mod namespace;
+pub mod node_ipam;
+pub mod node_lifecycle;
 pub mod pkcs10;
+pub mod pod_gc;
 pub mod replica_set;
 pub mod root_ca;
 pub mod service_account;
+pub mod taint_eviction;
 
 use alloc::vec::Vec;
 
@@ -30,9 +34,13 @@ pub fn all(config: &Config) -> Vec<Controller> {
         deployment::controller(),
         garbage_collector::controller(&every),
         namespace::controller(&namespaced),
+        node_ipam::controller(),
+        node_lifecycle::controller(),
+        pod_gc::controller(),
         replica_set::controller(),
         replica_set::replication_controller(),
         root_ca::controller(),
         service_account::controller(),
+        taint_eviction::controller(),
     ])
 }

@@ -87,7 +87,7 @@ pub enum Write {
         resource: Resource,
         /// Which.
         object: ObjectKey,
-        /// Another object of that name does not count.
+        /// Another object of that name does not count; any one does when this is empty.
         uid: String,
     },
     /// Writes nothing: is refused, as a conflict is, if a fresh list finds anything.

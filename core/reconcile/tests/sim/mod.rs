@@ -252,7 +252,8 @@ impl Sim {
             }
             Write::Absent { object, uid, .. } => {
                 let found = self.get(resource, object);
-                let found = found.is_some_and(|tree| tree["metadata"]["uid"] == uid.as_str());
+                let found = found
+                    .is_some_and(|tree| uid.is_empty() || tree["metadata"]["uid"] == uid.as_str());
                 return if found { Err(None) } else { Ok(None) };
             }
             Write::Empty { namespace, .. } => {
