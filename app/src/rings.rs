@@ -9,7 +9,7 @@ use knarr_apiserver::Server;
 use knarr_client::Client;
 use knarr_driver::{Lease, Ring, lead};
 use knarr_pki::{Authority, Kubeconfig};
-use knarr_reconcile::{Config, Controller, KindRow};
+use knarr_reconcile::{Config, KindRow};
 use knarr_registry::User;
 use serde_json::json;
 use tracing::warn;
@@ -74,7 +74,7 @@ pub(crate) fn manager_in_process(
 ) -> Ring {
     let of = server.clone();
     Ring {
-        controllers: controllers(&config),
+        controllers: knarr_controllers::all(&config),
         watcher: Client::in_process(server.clone(), user(MANAGER)),
         config,
         authority: Some(authority),
@@ -82,9 +82,6 @@ pub(crate) fn manager_in_process(
     }
 }
 
-fn controllers(_: &Config) -> Vec<Controller> {
-    knarr_controllers::all()
-}
 
 /// The scheduler, in the server's process.
 pub(crate) fn scheduler_in_process(server: &Arc<Server>) -> Ring {
@@ -137,7 +134,7 @@ pub(crate) async fn run_manager(flags: ManagerFlags, drain: Drain) -> Result<(),
     let client = Client::connect(&kubeconfig)?;
     let authority = Arc::new(Authority::load_or_create(&flags.pki_dir)?);
     let config = config(&authority, &flags.cluster_cidr);
-    let names: BTreeSet<&str> = controllers(&config).iter().map(|row| row.user).collect();
+    let names: BTreeSet<&str> = knarr_controllers::all(&config).iter().map(|row| row.user).collect();
     let mut clients = std::collections::BTreeMap::new();
     for name in names {
         clients.insert(name.to_owned(), account_client(&client, &kubeconfig, name).await?);
@@ -146,7 +143,7 @@ pub(crate) async fn run_manager(flags: ManagerFlags, drain: Drain) -> Result<(),
     let ring = || {
         let (clients, fallback) = (clients.clone(), client.clone());
         Ring {
-            controllers: controllers(&config),
+            controllers: knarr_controllers::all(&config),
             watcher: client.clone(),
             config: config.clone(),
             authority: Some(authority.clone()),

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 mod image;
 mod kinds;
 mod tidy;
+#[cfg(test)]
+mod tour;
 mod types;
 
 /// One chore: its name, what it is for, and what runs it with the remaining arguments.

@@ -3,25 +3,44 @@
 
 extern crate alloc;
 
+pub mod certificates;
 mod claim;
 mod conditions;
 pub mod deployment;
 mod finder;
+pub mod garbage_collector;
+pub mod namespace;
+pub mod node_ipam;
+pub mod node_lifecycle;
+pub mod pkcs10;
+pub mod pod_gc;
 pub mod replica_set;
 pub mod root_ca;
 pub mod service_account;
+pub mod taint_eviction;
 
 use alloc::vec::Vec;
 
-use knarr_reconcile::Controller;
+use knarr_reconcile::{Config, Controller};
 
-/// Every controller that needs no list of kinds.
-pub fn all() -> Vec<Controller> {
+/// Every controller. `config.kinds` says what the garbage collector and the namespace controller
+/// watch: each kind that can be watched and deleted, at one version.
+pub fn all(config: &Config) -> Vec<Controller> {
+    let every: Vec<_> = config.kinds.iter().map(|kind| kind.resource).collect();
+    let namespaced = config.kinds.iter().filter(|kind| kind.namespaced);
+    let namespaced: Vec<_> = namespaced.map(|kind| kind.resource).collect();
     Vec::from([
+        certificates::controller(),
         deployment::controller(),
+        garbage_collector::controller(&every),
+        namespace::controller(&namespaced),
+        node_ipam::controller(),
+        node_lifecycle::controller(),
+        pod_gc::controller(),
         replica_set::controller(),
         replica_set::replication_controller(),
         root_ca::controller(),
         service_account::controller(),
+        taint_eviction::controller(),
     ])
 }

@@ -6,7 +6,10 @@ mod sim;
 use knarr_reconcile::Controller;
 
 fn named(name: &str) -> Vec<Controller> {
-    let mut all = knarr_controllers::all();
+    let mut all = knarr_controllers::all(&knarr_reconcile::Config {
+        kinds: sim::kinds(),
+        ..Default::default()
+    });
     all.retain(|row| row.name == name || name == "all");
     assert!(!all.is_empty(), "no controller {name}");
     all

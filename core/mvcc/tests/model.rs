@@ -246,7 +246,9 @@ fn same(keyspace: &Keyspace, model: &Model) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 250, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 250, failure_persistence: None, ..Default::default()
+    })]
 
     #[test]
     fn the_keyspace_is_the_model(steps in vec(step(), 1..25)) {

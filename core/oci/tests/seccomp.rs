@@ -138,7 +138,8 @@ proptest! {
         second in value(),
     ) {
         let args = [first, second, 0, 0, 0, 0];
-        let profile = Profile { default_action: Action::KillProcess, default_errno_ret: None, syscalls };
+        let default_action = Action::KillProcess;
+        let profile = Profile { default_action, default_errno_ret: None, syscalls };
         let name = ["read", "write", "open", "close"][nr as usize];
         let matches = |rule: &&Rule| {
             rule.names.iter().any(|known| known == name) && rule.args.iter().all(|c| holds(c, args))

@@ -165,6 +165,7 @@ pub struct Engine {
     queues: Vec<Queue>,
     view: View,
     config: Config,
+    since: Option<Timestamp>,
     turn: usize,
 }
 
@@ -174,7 +175,7 @@ impl Engine {
         let watches = controllers.iter().flat_map(|controller| &controller.watches);
         let view = View::new(watches.map(|watch| watch.resource));
         let queues = controllers.iter().map(|_| Queue::default()).collect();
-        Self { controllers, queues, view, config, turn: 0 }
+        Self { controllers, queues, view, config, since: None, turn: 0 }
     }
 
     /// What must be watched for it.
@@ -243,7 +244,8 @@ impl Engine {
                 continue;
             }
             let refused = state.refused.as_deref();
-            let ctx = Ctx { now, seed, config: &self.config, refused };
+            let since = *self.since.get_or_insert(now);
+            let ctx = Ctx { now, since, seed, config: &self.config, refused };
             let plan = (controller.reconcile)(&self.view, &key, &ctx);
             if plan.is_empty() {
                 finished(&mut self.queues[at], &key, plan.retry_after, now);

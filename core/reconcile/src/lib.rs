@@ -61,6 +61,8 @@ pub struct Config {
 pub struct Ctx<'a> {
     /// The time.
     pub now: jiff::Timestamp,
+    /// When this engine began: silence from before then is not silence.
+    pub since: jiff::Timestamp,
     /// Fresh randomness for this run.
     pub seed: u64,
     /// What the process was told.

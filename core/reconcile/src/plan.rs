@@ -80,6 +80,23 @@ pub enum Write {
         /// How long it is good for.
         seconds: u64,
     },
+    /// Writes nothing: is refused, as a conflict is, if a fresh read finds this object. A stage of
+    /// its own before a write that rests on the object's absence.
+    Absent {
+        /// Where.
+        resource: Resource,
+        /// Which.
+        object: ObjectKey,
+        /// Another object of that name does not count; any one does when this is empty.
+        uid: String,
+    },
+    /// Writes nothing: is refused, as a conflict is, if a fresh list finds anything.
+    Empty {
+        /// Of what.
+        resource: Resource,
+        /// In which namespace.
+        namespace: String,
+    },
     /// Deletes an object.
     Delete {
         /// Where.
@@ -145,6 +162,8 @@ impl Write {
             | Self::Patch { resource, .. }
             | Self::Post { resource, .. }
             | Self::Put { resource, .. }
+            | Self::Absent { resource, .. }
+            | Self::Empty { resource, .. }
             | Self::Delete { resource, .. } => *resource,
         }
     }

@@ -284,7 +284,8 @@ pub(crate) fn name_exhausted(kind: &Kind, prefix: &str) -> Status {
     let mut status = Status::new(
         Reason::AlreadyExists,
         format!(
-            "{resource} {prefix:?} already exists, the server was not able to generate a unique name for the object"
+            "{resource} {prefix:?} already exists, the server was not able to generate \
+             a unique name for the object"
         ),
     );
     status.details = Some(json!({"name": prefix, "kind": kind.plural, "retryAfterSeconds": 1}));

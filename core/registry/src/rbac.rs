@@ -239,7 +239,8 @@ mod tests {
             {"verbs": ["get"], "nonResourceURLs": ["/api/*", "/x"]}]});
         rbac.put("clusterroles", key("", "r"), Some(&role));
         let binding = json!({"roleRef": {"kind": "ClusterRole", "name": "r"},
-            "subjects": [{"kind": "ServiceAccount", "name": "sa"}, {"kind": "Group", "name": "g"}]});
+            "subjects": [
+                {"kind": "ServiceAccount", "name": "sa"}, {"kind": "Group", "name": "g"}]});
         rbac.put("rolebindings", key("ns", "b"), Some(&binding));
         let account = User::new("system:serviceaccount:ns:sa", &[]);
         let member = User::new("x", &["g"]);

@@ -330,7 +330,8 @@ fn list_response(
                 Rendering::Table => table::table(kind, &trees, metadata, now),
                 _ => json!({
                     "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
-                    "metadata": metadata, "items": trees.into_iter().map(partial).collect::<Vec<_>>(),
+                    "metadata": metadata,
+                    "items": trees.into_iter().map(partial).collect::<Vec<_>>(),
                 }),
             },
         );

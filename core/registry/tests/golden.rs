@@ -202,11 +202,16 @@ macro_rules! golden {
 
 golden! {
     access
+    config
     deletes
     lists
     objects
+    pods
+    roles
+    services
     subresources
     watches
+    workloads
 }
 
 /// Every script is played.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::future::join_all;
-use knarr_api::{ObjectKey, Reason, Resource, Status};
+use knarr_api::{GroupResource, ObjectKey, Reason, Resource, Status};
 use knarr_client::{Client, ClientError, PatchType};
 use knarr_pki::Authority;
 use knarr_reconcile::{Event, Job, Outcome, Patch, Usage, Write, Written};
@@ -102,6 +102,19 @@ impl Hand {
             Write::Delete { object, options, .. } => {
                 client.delete(resource, object, options).await?
             }
+            Write::Absent { object, uid, .. } => {
+                return match client.get(resource, object).await {
+                    Err(error) if error.is(Reason::NotFound) => Ok(None),
+                    Ok(live) if live["metadata"]["uid"] != uid.as_str() => Ok(None),
+                    Ok(_) => Err(stale(resource, &object.name)),
+                    Err(error) => Err(error),
+                };
+            }
+            Write::Empty { namespace, .. } => {
+                let list = client.list(resource, namespace, "limit=1").await?;
+                let empty = list["items"].as_array().is_none_or(Vec::is_empty);
+                return if empty { Ok(None) } else { Err(stale(resource, namespace)) };
+            }
             Write::Sign { object, request_pem, usage, seconds } => {
                 let certificate = self.sign(request_pem, *usage, *seconds)?;
                 let mut live = client.get(resource, object).await?;
@@ -123,6 +136,12 @@ impl Hand {
         let life = Some(Duration::from_secs(seconds));
         authority.sign_request(request, usage, life).map_err(|error| refuse(error.to_string()))
     }
+}
+
+/// A guard did not hold: the view that the plan was made on is behind.
+fn stale(resource: Resource, name: &str) -> ClientError {
+    let resource = GroupResource { group: resource.group(), resource: resource.plural };
+    ClientError::Refused(Status::conflict(resource, name, "it is still there"))
 }
 
 /// What a controller wanted has come about without it.

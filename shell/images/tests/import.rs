@@ -88,7 +88,10 @@ fn docker(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
 fn oci(name: &str, layers: &[Vec<u8>], stored: &[Vec<u8>]) -> Vec<u8> {
     let config = config_of(layers);
     let blob = |bytes: &[u8]| format!("blobs/sha256/{}", sha(bytes));
-    let describe = |bytes: &[u8]| serde_json::json!({"mediaType": "x", "digest": format!("sha256:{}", sha(bytes)), "size": bytes.len()});
+    let describe = |bytes: &[u8]| {
+        let digest = format!("sha256:{}", sha(bytes));
+        serde_json::json!({"mediaType": "x", "digest": digest, "size": bytes.len()})
+    };
     let layers: Vec<_> = stored.iter().map(|bytes| describe(bytes)).collect();
     let manifest =
         serde_json::json!({"schemaVersion": 2, "config": describe(&config), "layers": layers});

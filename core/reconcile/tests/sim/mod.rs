@@ -4,6 +4,7 @@
 //! A script is plain text: commands, each with the YAML documents that follow it, and below a line
 //! `---- ` what came of it. `KNARR_BLESS=1` writes the answers anew.
 #![allow(dead_code, reason = "not every test file uses all of it")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -228,7 +229,7 @@ impl Sim {
             }
             Write::Put { object, subresource, body, .. } => {
                 let (live, revision) = self.objects[&(resource, object.clone())].clone();
-                if body["metadata"]["resourceVersion"] != revision.to_string() {
+                if body["metadata"]["resourceVersion"] != Value::from(revision.to_string()) {
                     return Err(None);
                 }
                 let mut tree = match *subresource {
@@ -248,6 +249,17 @@ impl Sim {
                 let mut tree = self.get(resource, object).expect("it exists").clone();
                 tree["status"]["certificate"] = "CERTIFICATE".into();
                 self.put(tree)
+            }
+            Write::Absent { object, uid, .. } => {
+                let found = self.get(resource, object);
+                let found = found
+                    .is_some_and(|tree| uid.is_empty() || tree["metadata"]["uid"] == uid.as_str());
+                return if found { Err(None) } else { Ok(None) };
+            }
+            Write::Empty { namespace, .. } => {
+                let mut keys = self.objects.keys();
+                let found = keys.any(|(r, k)| *r == resource && k.namespace == *namespace);
+                return if found { Err(None) } else { Ok(None) };
             }
             Write::Delete { object, options, .. } => {
                 if self.get(resource, object).is_none() {
@@ -400,6 +412,8 @@ pub fn print(plan: &Plan, out: &mut String) {
                     };
                     format!("put {resource} {object} {subresource} {shown}")
                 }
+                Write::Absent { object, uid, .. } => format!("absent? {resource} {object} {uid}"),
+                Write::Empty { namespace, .. } => format!("empty? {resource} {namespace}"),
                 Write::Sign { object, usage, seconds, .. } => {
                     format!("sign {object} {usage:?} {seconds}s")
                 }

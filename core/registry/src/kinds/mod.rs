@@ -11,8 +11,18 @@ use serde_json::{Value, json};
 use crate::call::World;
 use crate::object::{set, text};
 
+mod access;
+mod config;
+mod container;
 mod crd;
+mod part;
 mod pod;
+mod pod_spec;
+mod service;
+mod words;
+mod workload;
+
+use part::Part;
 
 pub(crate) use crd::kinds_of as kinds_of_crd;
 
@@ -44,10 +54,32 @@ pub(crate) fn prepare(world: &World<'_>, kind: &Kind, tree: &mut Value, live: Op
 
 /// Everything that is wrong with an object of this kind, metadata aside.
 pub(crate) fn validate(kind: &Kind, tree: &Value, live: Option<&Value>) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    let out = &mut causes;
     match (kind.group.as_str(), kind.plural.as_str()) {
-        ("", "pods") => pod::validate(tree, live),
-        _ => Vec::new(),
+        // Only the status changed: what was right is right.
+        _ if live
+            .is_some_and(|live| tree.get("spec").is_some() && live["spec"] == tree["spec"]) => {}
+        ("", "pods") => pod::validate(tree, live, out),
+        ("", "configmaps") => config::config_map(tree, live, out),
+        ("", "secrets") => config::secret(tree, live, out),
+        ("", "services") => service::service(tree, out),
+        ("apps", "deployments") => workload::deployment(tree, live, out),
+        ("apps", "replicasets") => workload::replica_set(tree, live, out),
+        ("apps", "statefulsets" | "daemonsets") | ("batch", "jobs") => {
+            workload::pod_template(&Part::root(tree).get("spec").get("template"), out);
+        }
+        ("coordination.k8s.io", "leases") => service::lease(tree, out),
+        ("rbac.authorization.k8s.io", "roles" | "clusterroles") => {
+            access::role(tree, kind.namespaced(), out);
+        }
+        ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
+            access::binding(tree, live, kind.namespaced(), out);
+        }
+        ("scheduling.k8s.io", "priorityclasses") => access::priority_class(tree, live, out),
+        _ => {}
     }
+    causes
 }
 
 fn namespace(tree: &mut Value, live: Option<&Value>) {

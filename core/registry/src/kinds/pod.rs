@@ -7,6 +7,8 @@ use alloc::vec::Vec;
 use knarr_api::Cause;
 use serde_json::{Value, json};
 
+use super::part::Part;
+use super::pod_spec;
 use crate::object::text;
 
 /// A new Pod waits, and its quality of service is settled.
@@ -46,19 +48,11 @@ fn amounts(list: &Value) -> BTreeMap<&str, &str> {
 }
 
 /// What is wrong with a Pod.
-pub(super) fn validate(pod: &Value, live: Option<&Value>) -> Vec<Cause> {
-    match live {
-        None => validate_new(pod),
-        Some(live) => validate_update(pod, live),
+pub(super) fn validate(pod: &Value, live: Option<&Value>, out: &mut Vec<Cause>) {
+    pod_spec::validate(&Part::root(pod).get("spec"), out);
+    if let Some(live) = live {
+        out.extend(validate_update(pod, live));
     }
-}
-
-fn validate_new(pod: &Value) -> Vec<Cause> {
-    let mut causes = Vec::new();
-    if pod["spec"]["containers"].as_array().is_none_or(Vec::is_empty) {
-        causes.push(Cause::required("spec.containers", ""));
-    }
-    causes
 }
 
 const MAY_CHANGE: &str = "pod updates may not change fields other than \
