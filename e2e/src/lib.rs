@@ -13,7 +13,7 @@ mod snapshot;
 
 pub use alone::alone;
 pub use kubectl::Follow;
-pub use machine::Machine;
+pub use machine::{Machine, UP};
 pub use process::{Outcome, Running};
 pub use snapshot::Snapshot;
 

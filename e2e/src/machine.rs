@@ -161,6 +161,12 @@ impl Machine {
         Pid::from_raw(*first).unwrap()
     }
 
+    /// How many containers of nginx run.
+    pub fn running_containers(&self) -> usize {
+        let processes = Snapshot::take().only("process");
+        processes.iter().filter(|line| line.contains("nginx: master")).count()
+    }
+
     /// Leaves word of this test's control groups, which no namespace takes along, for whoever
     /// cleans up after it: those with a process of this machine in them.
     pub fn note_cgroups(&self) {
