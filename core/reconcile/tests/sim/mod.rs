@@ -229,7 +229,8 @@ impl Sim {
             }
             Write::Put { object, subresource, body, .. } => {
                 let (live, revision) = self.objects[&(resource, object.clone())].clone();
-                if body["metadata"]["resourceVersion"] != Value::from(revision.to_string()) {
+                let sent = body["metadata"]["resourceVersion"].as_str();
+                if sent != Some(revision.to_string().as_str()) {
                     return Err(None);
                 }
                 let mut tree = match *subresource {
