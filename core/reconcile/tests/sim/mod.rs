@@ -180,6 +180,12 @@ impl Sim {
         self.put(tree)
     }
 
+    fn bind(&mut self, resource: Resource, object: &ObjectKey, body: &Value) -> u64 {
+        let mut tree = self.get(resource, object).expect("bound Pods exist").clone();
+        tree["spec"]["nodeName"] = body["target"]["name"].clone();
+        self.put(tree)
+    }
+
     /// Puts an object, or only the part of it that a subresource is.
     fn replace(
         &mut self,
@@ -248,12 +254,7 @@ impl Sim {
                 }
                 self.put(tree)
             }
-            Write::Post { object, subresource, body, .. } => {
-                assert_eq!(*subresource, "binding");
-                let mut tree = self.get(resource, object).expect("bound Pods exist").clone();
-                tree["spec"]["nodeName"] = body["target"]["name"].clone();
-                self.put(tree)
-            }
+            Write::Post { object, body, .. } => self.bind(resource, object, body),
             Write::Put { object, subresource, body, .. } => {
                 self.replace(resource, object, subresource, body)?
             }
