@@ -203,6 +203,7 @@ macro_rules! golden {
 golden! {
     access
     config
+    custom
     deletes
     lists
     objects
