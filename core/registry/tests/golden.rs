@@ -207,6 +207,7 @@ macro_rules! golden {
 
 golden! {
     access
+    cluster
     config
     custom
     deletes
