@@ -19,8 +19,9 @@ const MAX_DEPTH: usize = 50;
 const METADATA: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 impl Schema {
-    /// The table with one more kind, as `schema` (an openAPIV3Schema) describes it. An earlier
-    /// declaration of the same kind is replaced. A schema that says nothing keeps everything.
+    /// The table with one more kind, as `schema` (an openAPIV3Schema) describes it. What is
+    /// declared already stays: no definition changes a built-in kind. A schema that says nothing
+    /// keeps everything.
     pub fn with_custom(mut self, group: &str, version: &str, kind: &str, schema: &Value) -> Schema {
         let name = format!("{group}.{version}.{kind}");
         let id = self.declare(&name, schema, 0);
@@ -36,7 +37,7 @@ impl Schema {
         }
         def.index();
         let key = [group, version, kind].map(|word| Text::from(word.to_owned()));
-        self.kinds.insert(key.into(), id);
+        self.kinds.entry(key.into()).or_insert(id);
         self
     }
 
@@ -58,7 +59,7 @@ impl Schema {
         def.index();
         let id = TypeId(self.types.len() as u32);
         self.types.push(def);
-        self.by_name.insert(name.to_owned(), id);
+        self.by_name.entry(name.to_owned()).or_insert(id);
         self.rules.declare(id, defaults);
         id
     }
