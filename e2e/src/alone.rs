@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Machine;
+use crate::machine::noted_clusters;
+use crate::snapshot::cgroups;
 
 /// Set inside; holds the test's folder.
 const INSIDE: &str = "KNARR_E2E_INSIDE";
@@ -60,11 +62,9 @@ fn prepare() {
     }
 }
 
-/// Control groups are the one thing that no namespace takes along: those that carry the name of
-/// a cluster of this test go here.
+/// Control groups are the one thing that no namespace takes along.
 fn remove_cgroups(dir: &Path) {
-    let ours = fs::read_to_string(dir.join("cgroups")).unwrap_or_default();
-    for group in ours.lines().rev() {
+    for group in cgroups(&noted_clusters(dir)) {
         fs::remove_dir(group).ok();
     }
 }

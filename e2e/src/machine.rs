@@ -1,5 +1,6 @@
 //! A test's machine: where knarr keeps its things on it, and knarr's command line.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -8,7 +9,7 @@ use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{Outcome, PATIENCE, Running, Snapshot};
+use crate::{Outcome, PATIENCE, Running, Snapshot, snapshot};
 
 /// A machine with nothing on it yet.
 pub struct Machine {
@@ -89,7 +90,6 @@ impl Machine {
     pub fn up(&self) -> Running {
         let up = self.start(UP);
         up.line("Ready", |line| line.starts_with("Ready"));
-        self.note_cgroups();
         up
     }
 
@@ -102,7 +102,13 @@ impl Machine {
     /// Asserts that the machine is as it was before the test, and the folders are gone.
     #[track_caller]
     pub fn assert_as_before(&self) {
-        let left = self.before.changes(&Snapshot::take());
+        let mut left = self.before.changes(&Snapshot::take());
+        left.extend(snapshot::cgroups(&self.clusters()).map(|path| format!("cgroup {path}")));
+        left.extend(["data", "root"].into_iter().filter_map(|name| {
+            let path = self.path(name);
+            let kept = fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some());
+            kept.then(|| format!("folder {}", path.display()))
+        }));
         assert!(left.is_empty(), "left behind:\n{}", left.join("\n"));
     }
 
@@ -155,12 +161,32 @@ impl Machine {
         Pid::from_raw(*first).unwrap()
     }
 
-    /// Leaves word of this test's control groups for whoever cleans up after it.
+    /// Leaves word of this test's control groups, which no namespace takes along, for whoever
+    /// cleans up after it: those with a process of this machine in them.
     pub fn note_cgroups(&self) {
-        let groups = Snapshot::take().only("cgroup");
-        let ours = groups.difference(&self.before.only("cgroup")).cloned().collect::<Vec<_>>();
-        fs::write(self.path("cgroups"), ours.join("\n")).unwrap();
+        let mut clusters = self.clusters();
+        for pid in Snapshot::pids() {
+            let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            let paths = groups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+            let tops = paths.filter_map(|path| path.trim_start_matches('/').split('/').next());
+            clusters.extend(tops.filter(|top| top.starts_with("knarr-")).map(str::to_owned));
+        }
+        let names = clusters.into_iter().collect::<Vec<_>>().join("\n");
+        fs::write(self.path(CLUSTERS), names).unwrap();
     }
+
+    fn clusters(&self) -> BTreeSet<String> {
+        noted_clusters(&self.dir)
+    }
+}
+
+/// Where a test notes the names of its clusters.
+const CLUSTERS: &str = "clusters";
+
+/// The names of a test's clusters, as control groups carry them.
+pub(crate) fn noted_clusters(dir: &Path) -> BTreeSet<String> {
+    let text = fs::read_to_string(dir.join(CLUSTERS)).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
 }
 
 /// The command line of a whole cluster.

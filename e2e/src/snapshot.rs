@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Outcome;
 
-/// Processes, mounts, namespaces, control groups, links, routes, packet rules and folders.
+/// Processes, mounts, namespaces, links, routes, packet rules and folders.
 #[derive(Debug)]
 pub struct Snapshot(BTreeMap<&'static str, BTreeSet<String>>);
 
@@ -23,7 +23,6 @@ impl Snapshot {
             ("process", processes()),
             ("mount", mounts()),
             ("namespace", namespaces()),
-            ("cgroup", cgroups()),
             ("link", command("ip -brief link")),
             ("route", command("ip route show table all")),
             ("rule", command("nft list ruleset")),
@@ -81,18 +80,19 @@ fn namespaces() -> BTreeSet<String> {
     Snapshot::pids().into_iter().flat_map(of).map(|path| path.display().to_string()).collect()
 }
 
-/// Control groups that carry the name of a cluster.
-fn cgroups() -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    let tops = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
-    for top in tops.map(|entry| entry.path()).filter(|path| path.is_dir() && !path.is_symlink()) {
-        below(&top, 8, &mut |path| {
-            if path.to_string_lossy().contains("knarr") {
-                found.insert(path.display().to_string());
+/// The control groups of clusters, innermost first.
+pub(crate) fn cgroups(clusters: &BTreeSet<String>) -> impl Iterator<Item = String> {
+    let mut found = Vec::new();
+    for top in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        let tops = [top.path(), PathBuf::from("/sys/fs/cgroup")];
+        for cluster in clusters {
+            for path in tops.iter().map(|top| top.join(cluster)).filter(|path| path.is_dir()) {
+                found.push(path.display().to_string());
+                below(&path, 8, &mut |path| found.push(path.display().to_string()));
             }
-        });
+        }
     }
-    found
+    found.into_iter().rev()
 }
 
 /// What programs like this one leave in the places of all.
