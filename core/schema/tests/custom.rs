@@ -100,7 +100,7 @@ fn schemas_do_not_nest_without_end() {
     let described = nested(open, "{}", "}}", 60);
     let described = serde_json::from_str(&described).unwrap();
     let (schema, id) = declared(&described);
-    let tree = nested(r#"{"a": "#, r#"{"z": 1}"#, "}", 60);
+    let tree = nested(r#"{"a": "#, r#"{"z": 1}"#, "}", 55);
     let decoded = schema.decode(id, tree.as_bytes()).unwrap();
     assert!(decoded.issues.is_empty());
     let shallow = nested(r#"{"a": "#, r#"{"z": 1}"#, "}", 20);
