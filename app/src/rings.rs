@@ -82,7 +82,6 @@ pub(crate) fn manager_in_process(
     }
 }
 
-
 /// The scheduler, in the server's process.
 pub(crate) fn scheduler_in_process(server: &Arc<Server>) -> Ring {
     let client = Client::in_process(server.clone(), user(SCHEDULER));
@@ -134,7 +133,8 @@ pub(crate) async fn run_manager(flags: ManagerFlags, drain: Drain) -> Result<(),
     let client = Client::connect(&kubeconfig)?;
     let authority = Arc::new(Authority::load_or_create(&flags.pki_dir)?);
     let config = config(&authority, &flags.cluster_cidr);
-    let names: BTreeSet<&str> = knarr_controllers::all(&config).iter().map(|row| row.user).collect();
+    let names: BTreeSet<&str> =
+        knarr_controllers::all(&config).iter().map(|row| row.user).collect();
     let mut clients = std::collections::BTreeMap::new();
     for name in names {
         clients.insert(name.to_owned(), account_client(&client, &kubeconfig, name).await?);

@@ -159,7 +159,8 @@ fn sign(
         let now = stamp(ctx);
         let mut conditions: Vec<Value> = items(tree, "/status/conditions").cloned().collect();
         conditions.push(json!({"type": "Failed", "status": "True", "message": message,
-            "reason": "SignerValidationFailure", "lastUpdateTime": now, "lastTransitionTime": now}));
+            "reason": "SignerValidationFailure", "lastUpdateTime": now,
+            "lastTransitionTime": now}));
         let write = Write::status(CSRS, row, &json!({"conditions": conditions}));
         return Plan::writes(write.into_iter().collect());
     }

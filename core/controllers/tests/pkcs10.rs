@@ -1,4 +1,5 @@
 //! The certificate request reader: what it reads, and that nothing makes it panic.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use knarr_controllers::pkcs10::Request;
 use proptest::prelude::*;

@@ -1,4 +1,5 @@
 //! What a rolling update promises at every single write, over many sizes and bounds.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "../../reconcile/tests/sim/mod.rs"]
 mod sim;

@@ -209,6 +209,9 @@ fn projection(
     Err("this kind of projection is not served yet".to_owned())
 }
 
+/// Reads a key of a ConfigMap or Secret by the object's name.
+type ReadKey = fn(&Sources, &str, &str) -> Option<Vec<u8>>;
+
 /// A ConfigMap or Secret in a volume.
 struct Keyed<'a> {
     what: &'static str,
@@ -223,11 +226,10 @@ fn keyed(
     items: Option<&[KeyToPath]>,
     sources: &Sources,
 ) -> Result<(), String> {
-    let (object, value): (Option<&Value>, fn(&Sources, &str, &str) -> Option<Vec<u8>>) =
-        match keys.what {
-            "secret" => (sources.secrets.get(keys.name), Sources::secret),
-            _ => (sources.config_maps.get(keys.name), Sources::config_map),
-        };
+    let (object, value): (Option<&Value>, ReadKey) = match keys.what {
+        "secret" => (sources.secrets.get(keys.name), Sources::secret),
+        _ => (sources.config_maps.get(keys.name), Sources::config_map),
+    };
     let Some(object) = object else {
         let missing = Err(format!("{} {:?} not found", keys.what, keys.name));
         return if keys.optional { Ok(()) } else { missing };

@@ -1,4 +1,5 @@
 //! The engine's promises: the own-writes gate, back-off, timers.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use jiff::{SignedDuration, Timestamp};
 use knarr_api::{ObjectKey, Resource};

@@ -28,6 +28,7 @@ pub struct Views {
     revision: Revision,
     watched: Vec<Arc<Kind>>,
     builtin: Arc<Catalog>,
+    builtin_schema: Arc<Schema>,
     definitions: BTreeMap<String, Value>,
     /// Built-in and custom kinds.
     pub catalog: Arc<Catalog>,
@@ -43,13 +44,15 @@ impl Views {
         let rbac = RBAC_KINDS.map(|resource| GroupResource { group: RBAC_GROUP, resource });
         let rows = rbac.into_iter().chain([DEFINITIONS]);
         let watched = rows.filter_map(|resource| catalog.preferred(resource).cloned()).collect();
+        let schema = Arc::new(schema);
         Self {
             revision: Revision(0),
             watched,
             builtin: catalog.clone(),
+            builtin_schema: schema.clone(),
             definitions: BTreeMap::new(),
             catalog,
-            schema: Arc::new(schema),
+            schema,
             rbac: Arc::default(),
         }
     }
@@ -121,6 +124,10 @@ impl Views {
     fn declare(&mut self) {
         let declared: Vec<(Kind, Value)> =
             self.definitions.values().flat_map(kinds_of_crd).collect();
+        let schema = (*self.builtin_schema).clone();
+        self.schema = Arc::new(declared.iter().fold(schema, |schema, (kind, described)| {
+            schema.with_custom(&kind.group, &kind.version, &kind.kind, described)
+        }));
         let kinds = declared.into_iter().map(|(kind, _)| kind);
         self.catalog = Arc::new((*self.builtin).clone().with(kinds));
     }

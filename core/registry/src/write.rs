@@ -275,11 +275,12 @@ impl Write {
             None => CompareTarget::Version(0),
         };
         let mut compare = [Compare { range: range.clone(), op: CompareOp::Equal, target }].to_vec();
-        if live.is_none() && self.kind.namespaced() {
-            if let Some(namespace) = admission::namespace_key(world, &self.target.namespace) {
-                let target = CompareTarget::Version(0);
-                compare.push(Compare { range: namespace, op: CompareOp::Greater, target });
-            }
+        if live.is_none()
+            && self.kind.namespaced()
+            && let Some(namespace) = admission::namespace_key(world, &self.target.namespace)
+        {
+            let target = CompareTarget::Version(0);
+            compare.push(Compare { range: namespace, op: CompareOp::Greater, target });
         }
         let write = match &decided.stored {
             Some(value) => Op::Put { key, value: value.clone(), lease: LeaseId(0) },

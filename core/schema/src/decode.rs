@@ -423,6 +423,11 @@ fn object<'de, A: MapAccess<'de>>(
     let mut entries = Map::new();
     while let Some(key) = map.next_key::<String>()? {
         let Some(field) = def.field(&key) else {
+            if def.open {
+                let free = Seed { cx: &mut *cx, shape: &FREE, go: None };
+                entries.insert(key, map.next_value_seed(free)?);
+                continue;
+            }
             cx.issue(FieldIssue::Unknown, &key);
             map.next_value::<IgnoredAny>()?;
             continue;

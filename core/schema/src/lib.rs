@@ -10,6 +10,7 @@
 
 extern crate alloc;
 
+mod custom;
 mod decode;
 mod default;
 mod encode;

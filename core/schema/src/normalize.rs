@@ -10,10 +10,14 @@ impl Schema {
     pub fn normalize(&self, id: TypeId, tree: &mut Value) {
         if let Value::Object(entries) = tree {
             let mut old = core::mem::take(entries);
-            for field in &self.get(id).fields {
+            let def = self.get(id);
+            for field in &def.fields {
                 if let Some(value) = self.written(field, old.remove(&*field.name)) {
                     entries.insert(field.name.clone().into_owned(), value);
                 }
+            }
+            if def.open {
+                entries.append(&mut old);
             }
         }
     }

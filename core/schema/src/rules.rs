@@ -13,14 +13,14 @@ mod computed;
 const DEFAULTS: &str = include_str!("../data/defaults.txt");
 
 /// The rules of every type that has some.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Rules {
     by_type: BTreeMap<TypeId, Vec<Rule>>,
     /// By type: whether defaulting it can change anything, itself or something inside.
     reach: Vec<bool>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Rule {
     Call(fn(&mut Map<String, Value>)),
     Assign(Assign),
@@ -28,7 +28,7 @@ enum Rule {
     Field(Text, Value, Zero),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Assign {
     target: Path,
     how: How,
@@ -36,7 +36,7 @@ struct Assign {
     zero: Zero,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum How {
     Set(Source),
     Force(Source),
@@ -44,7 +44,7 @@ enum How {
     Delete,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Source {
     Json(Value),
     Copy(Path),
@@ -57,26 +57,26 @@ enum Zero {
     IsValue,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Path {
     /// Starts at the element that the target has reached.
     relative: bool,
     steps: Vec<Step>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Step {
     Key(&'static str),
     Each,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Condition {
     path: Path,
     test: Test,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Test {
     Set,
     Unset,
@@ -109,6 +109,13 @@ impl Rules {
         }
         let reach = reach(schema, &by_type);
         Rules { by_type, reach }
+    }
+
+    /// The defaults of a type declared at run time, the newest one.
+    pub(crate) fn declare(&mut self, id: TypeId, defaults: Vec<(Text, Value)>) {
+        let rule = |(name, value)| Rule::Field(name, value, Zero::IsValue);
+        self.by_type.insert(id, defaults.into_iter().map(rule).collect());
+        self.reach.resize(id.0 as usize + 1, true);
     }
 
     /// Whether defaulting this type can change anything.

@@ -21,21 +21,23 @@ pub(crate) type Text = Cow<'static, str>;
 pub struct TypeId(pub(crate) u32);
 
 /// Everything known about the shape of API objects; built once, shared by reference.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Schema {
     pub(crate) types: Vec<TypeDef>,
-    by_name: BTreeMap<String, TypeId>,
-    kinds: BTreeMap<(Text, Text, Text), TypeId>,
+    pub(crate) by_name: BTreeMap<String, TypeId>,
+    pub(crate) kinds: BTreeMap<(Text, Text, Text), TypeId>,
     pub(crate) rules: Rules,
 }
 
 /// One struct of the API.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct TypeDef {
     /// OpenAPI name, such as `io.k8s.api.core.v1.Container`.
     pub name: String,
     /// Fields sorted by JSON name, inlined structs flattened.
     pub fields: Vec<Field>,
+    /// Fields that the type does not have are kept; only of types declared at run time.
+    pub open: bool,
     /// Server-side apply treats values of this type as one leaf.
     pub atomic: bool,
     /// Indices of the fields that protobuf has, in the order of their numbers.
@@ -45,7 +47,7 @@ pub struct TypeDef {
 }
 
 /// One field of a [`TypeDef`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Field {
     /// JSON name.
     pub name: Text,
@@ -61,7 +63,7 @@ pub struct Field {
 }
 
 /// The rarer facts of a field; `Field`'s methods read them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Extra {
     /// Go's name of the type where the shape does not tell it (`v1.PullPolicy`).
     pub go: Option<Text>,
@@ -202,7 +204,7 @@ impl Schema {
 
 impl TypeDef {
     /// Brings the fields in order, once all are there.
-    fn index(&mut self) {
+    pub(crate) fn index(&mut self) {
         self.fields.sort_by(|a, b| a.name.cmp(&b.name));
         let numbered = self.fields.iter().zip(0_u16..).filter(|(field, _)| field.proto[0] != 0);
         self.wire = numbered.map(|(_, at)| at).collect();

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use knarr_api::{Reason, Status};
 use knarr_pki::{Authority, PkiError, Signed};
@@ -90,9 +91,26 @@ impl Server {
     /// # Errors
     /// When one of them is refused.
     pub async fn bootstrap(self: &Arc<Self>) -> Result<(), StartError> {
+        let objects = bootstrap::objects();
+        let (namespaces, others): (Vec<_>, Vec<_>) =
+            objects.iter().partition(|object| object["kind"] == "Namespace");
+        // What lies in namespaces comes after them; the rest shares its trips to the disk.
+        let mut made = self.create_all(&namespaces).await?;
+        made += self.create_all(&others).await?;
+        if made > 0 {
+            info!(objects = made, "bootstrap objects created");
+        }
+        self.ready.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Creates objects that may be there already; how many were not.
+    async fn create_all(
+        self: &Arc<Self>,
+        objects: &[&serde_json::Value],
+    ) -> Result<usize, StartError> {
         let mut made = 0;
-        for object in bootstrap::objects() {
-            let response = self.create(&object).await;
+        for response in join_all(objects.iter().map(|object| self.create(object))).await {
             match response.code {
                 201 => made += 1,
                 409 => {}
@@ -103,11 +121,7 @@ impl Server {
                 }
             }
         }
-        if made > 0 {
-            info!(objects = made, "bootstrap objects created");
-        }
-        self.ready.store(true, Ordering::Release);
-        Ok(())
+        Ok(made)
     }
 
     /// Creates an object as the server itself.

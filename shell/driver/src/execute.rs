@@ -50,6 +50,10 @@ impl Hand {
                 return (job, Outcome::Unknown(tally.unknown.into_iter().collect()));
             }
             if tally.failed {
+                if let (Some(event), Some(why)) = (&job.plan.on_refusal, &tally.refused) {
+                    let message = format!("{}{why}", event.message);
+                    record(&self.client, &Event { message, ..event.clone() }, self.reporter).await;
+                }
                 return (job, Outcome::Failed(written, tally.refused));
             }
         }
@@ -146,8 +150,10 @@ fn stale(resource: Resource, name: &str) -> ClientError {
 
 /// What a controller wanted has come about without it.
 fn harmless(write: &Write, error: &ClientError) -> bool {
-    matches!(write, Write::Delete { .. })
-        && (error.is(Reason::NotFound) || error.is(Reason::Conflict))
+    let Write::Delete { options, .. } = write else { return false };
+    // A conflict says that it is another object by now, unless the very version was meant.
+    let any_version = options.pointer("/preconditions/resourceVersion").is_none();
+    error.is(Reason::NotFound) || error.is(Reason::Conflict) && any_version
 }
 
 /// What the view will come to show of a write.

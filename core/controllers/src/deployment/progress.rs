@@ -163,8 +163,8 @@ impl Rollout<'_> {
     fn timed_out(&self, all: &[Value]) -> bool {
         let reason = conditions::find(all, PROGRESSING).map(|c| text(c, "/reason"));
         match reason {
-            None | Some(DONE) => false,
-            Some(TIMED_OUT) => true,
+            // What is done, or late already, cannot get late.
+            None | Some(DONE | TIMED_OUT) => false,
             Some(_) => self.left(all).is_some_and(|left| left.is_negative()),
         }
     }

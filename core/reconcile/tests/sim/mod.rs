@@ -180,6 +180,39 @@ impl Sim {
         self.put(tree)
     }
 
+    fn bind(&mut self, resource: Resource, object: &ObjectKey, body: &Value) -> u64 {
+        let mut tree = self.get(resource, object).expect("bound Pods exist").clone();
+        tree["spec"]["nodeName"] = body["target"]["name"].clone();
+        self.put(tree)
+    }
+
+    /// Puts an object, or only the part of it that a subresource is.
+    fn replace(
+        &mut self,
+        resource: Resource,
+        object: &ObjectKey,
+        subresource: &str,
+        body: &Value,
+    ) -> Result<u64, Option<String>> {
+        let (live, revision) = self.objects[&(resource, object.clone())].clone();
+        let sent = body["metadata"]["resourceVersion"].as_str();
+        if sent != Some(revision.to_string().as_str()) {
+            return Err(None);
+        }
+        let mut tree = match subresource {
+            "" => body.clone(),
+            _ => live.clone(),
+        };
+        match subresource {
+            "" => tree["status"] = live["status"].clone(),
+            "finalize" => tree["spec"] = body["spec"].clone(),
+            _ => tree["status"] = body["status"].clone(),
+        }
+        let emptied = subresource == "finalize"
+            && tree["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty);
+        Ok(if emptied { self.remove(resource, object) } else { self.put(tree) })
+    }
+
     /// Carries out one write.
     fn write(&mut self, write: &Write) -> Result<Option<Written>, Option<String>> {
         let resource = write.resource();
@@ -221,29 +254,9 @@ impl Sim {
                 }
                 self.put(tree)
             }
-            Write::Post { object, subresource, body, .. } => {
-                assert_eq!(*subresource, "binding");
-                let mut tree = self.get(resource, object).expect("bound Pods exist").clone();
-                tree["spec"]["nodeName"] = body["target"]["name"].clone();
-                self.put(tree)
-            }
+            Write::Post { object, body, .. } => self.bind(resource, object, body),
             Write::Put { object, subresource, body, .. } => {
-                let (live, revision) = self.objects[&(resource, object.clone())].clone();
-                if body["metadata"]["resourceVersion"] != Value::from(revision.to_string()) {
-                    return Err(None);
-                }
-                let mut tree = match *subresource {
-                    "" => body.clone(),
-                    _ => live.clone(),
-                };
-                match *subresource {
-                    "" => tree["status"] = live["status"].clone(),
-                    "finalize" => tree["spec"] = body["spec"].clone(),
-                    _ => tree["status"] = body["status"].clone(),
-                }
-                let emptied = *subresource == "finalize"
-                    && tree["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty);
-                if emptied { self.remove(resource, object) } else { self.put(tree) }
+                self.replace(resource, object, subresource, body)?
             }
             Write::Sign { object, .. } => {
                 let mut tree = self.get(resource, object).expect("it exists").clone();

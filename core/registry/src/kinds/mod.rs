@@ -12,6 +12,7 @@ use crate::call::World;
 use crate::object::{set, text};
 
 mod access;
+mod cluster;
 mod config;
 mod container;
 mod crd;
@@ -61,6 +62,13 @@ pub(crate) fn validate(kind: &Kind, tree: &Value, live: Option<&Value>) -> Vec<C
         _ if live
             .is_some_and(|live| tree.get("spec").is_some() && live["spec"] == tree["spec"]) => {}
         ("", "pods") => pod::validate(tree, live, out),
+        ("", "nodes") => cluster::node(tree, out),
+        ("certificates.k8s.io", "certificatesigningrequests") => {
+            cluster::certificate_request(tree, out);
+        }
+        ("apiextensions.k8s.io", "customresourcedefinitions") => {
+            cluster::definition(tree, live, out);
+        }
         ("", "configmaps") => config::config_map(tree, live, out),
         ("", "secrets") => config::secret(tree, live, out),
         ("", "services") => service::service(tree, out),

@@ -9,7 +9,8 @@ use super::container;
 use super::part::Part;
 use super::words;
 
-const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+/// What a taint may do.
+pub(super) const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
 
 /// Everything that is wrong with a spec.
 pub(super) fn validate(spec: &Part<'_>, out: &mut Vec<Cause>) {

@@ -106,7 +106,8 @@ impl Cluster {
         serde_json::from_slice(&response.bytes().unwrap()).unwrap()
     }
 
-    fn create(&mut self, object: &Value) {
+    /// Creates an object as an administrator.
+    pub fn create(&mut self, object: &Value) {
         let word = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or("");
         let (api_version, namespace) = (word("/apiVersion"), word("/metadata/namespace"));
         let plural = self.views.catalog.kind(api_version, word("/kind")).unwrap().plural.clone();

@@ -1,4 +1,5 @@
 //! Trees that fit the types of the table, grown from random choices.
+#![allow(dead_code, reason = "each test uses a part")]
 
 use knarr_schema::{Schema, Shape, TypeId};
 use proptest::prelude::*;
