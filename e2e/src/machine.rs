@@ -76,9 +76,11 @@ impl Machine {
         args.split_whitespace().map(word).collect()
     }
 
-    /// Runs a command line of knarr's to its end.
+    /// Runs a command line of knarr's to its end, or ends it when it takes too long.
     pub fn knarr(&self, args: &str) -> Outcome {
-        Outcome::of(&mut self.command(args))
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=1", "30"]).arg(&self.knarr);
+        Outcome::of(command.args(self.expand(args)))
     }
 
     /// Starts a command line of knarr's.

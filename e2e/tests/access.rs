@@ -60,7 +60,7 @@ fn a_wrong_token_is_nobody() {
         let _up = machine.up();
         let config = kubeconfig_of(machine, "made-up");
         let refused = as_other(machine, &config, "get pods").failure();
-        assert!(refused.contains("Unauthorized"), "{refused}");
+        assert!(refused.contains("You must be logged in to the server"), "{refused}");
     });
 }
 
