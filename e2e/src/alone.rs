@@ -30,14 +30,27 @@ pub fn alone<F: FnOnce(&Machine)>(test: F) {
     );
     let dir = tempfile::Builder::new().prefix("knarr-e2e-").tempdir_in("/var/tmp").unwrap();
     fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let status = Command::new("unshare")
-        .args(["--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--mount-proc"])
+    // Ended from here, before the test runner would end us, the test is cleaned up after.
+    let status = Command::new("timeout")
+        .args([
+            "--foreground",
+            "--kill-after=5",
+            "200",
+            "unshare",
+            "--mount",
+            "--net",
+            "--pid",
+            "--ipc",
+            "--uts",
+            "--fork",
+            "--mount-proc",
+        ])
         .args(["--kill-child", "sh", "-c", r#""$0" "$@"; exit $?"#])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .env(INSIDE, dir.path())
         .status()
-        .expect("unshare is part of util-linux");
+        .expect("coreutils has timeout");
     remove_cgroups(dir.path());
     assert!(status.success(), "{name} failed on its machine: {status}");
 }
@@ -53,6 +66,8 @@ fn prepare() {
     for line in [
         "link set lo up",
         "link add uplink type bridge",
+        // Without this the kernel adds addresses and routes of its own in its own time.
+        "link set uplink addrgenmode none",
         "address add 198.51.100.10/24 dev uplink",
         "link set uplink up",
         "route add default via 198.51.100.1",

@@ -69,6 +69,7 @@ impl Machine {
         let seconds = PATIENCE.as_secs();
         let args = format!("wait {object} --for={condition} --timeout={seconds}s");
         let outcome = self.try_kubectl(&args);
+        self.note_cgroups();
         if !outcome.status.success() {
             let state = self.try_kubectl(&format!("get {object} -o yaml")).out;
             let pods = self.try_kubectl("get pods -A -o wide").out;

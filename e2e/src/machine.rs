@@ -197,6 +197,12 @@ pub(crate) fn noted_clusters(dir: &Path) -> BTreeSet<String> {
     text.lines().map(str::to_owned).collect()
 }
 
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.note_cgroups();
+    }
+}
+
 /// The command line of a whole cluster.
 pub const UP: &str = "up @data @root @kubeconfig --bind-address 127.0.0.1 --node-name node-1";
 

@@ -15,7 +15,6 @@ fn with_web(machine: &Machine) -> Running {
     machine.import("nginx");
     machine.apply(&nginx(3));
     machine.wait("deployment/web", READY_3);
-    machine.note_cgroups();
     up
 }
 
@@ -139,8 +138,8 @@ fn reset_removes_what_a_kill_amid_pod_starts_left() {
         let pods = machine.follow("get pods -w");
         machine.apply(&nginx(20));
         pods.line("the first to run", |line| line.contains("Running"));
-        machine.note_cgroups();
         up.end(Signal::KILL);
+        machine.note_cgroups();
         assert!(machine.running_containers() > 0, "nothing had started: a poor test");
         machine.knarr("reset --yes @data @root").success();
         machine.assert_as_before();
@@ -215,6 +214,7 @@ fn images_come_are_listed_and_go() {
         machine.knarr("images rm nginx:1 @root").success();
         let list = machine.knarr("images ls @root").success();
         assert!(!list.contains("nginx"), "{list}");
-        machine.knarr("images rm nginx:1 @root").failure();
+        let text = machine.knarr("images rm nginx:1 @root").failure();
+        assert!(text.contains("nginx:1"), "{text}");
     });
 }

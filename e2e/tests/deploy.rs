@@ -14,7 +14,6 @@ fn with_web(machine: &Machine, replicas: u32) -> knarr_e2e::Running {
     machine.apply(&nginx(replicas));
     machine.wait("deployment/web", "condition=Available");
     machine.wait("deployment/web", &format!("jsonpath={{.status.readyReplicas}}={replicas}"));
-    machine.note_cgroups();
     up
 }
 
@@ -114,9 +113,8 @@ fn a_container_that_keeps_ending_backs_off() {
         assert_eq!(machine.value("pod/brief", last), "3");
         let table = machine.kubectl("get pod brief");
         assert!(table.contains("CrashLoopBackOff"), "{table}");
-        machine
-            .follow("events --for pod/brief --watch")
-            .line("BackOff", |line| line.contains("Back-off restarting failed container"));
+        let events = machine.follow("events --for pod/brief --watch");
+        events.line("BackOff", |line| line.contains("Back-off restarting failed container"));
     });
 }
 

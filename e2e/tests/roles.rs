@@ -16,7 +16,6 @@ fn smoke(machine: &Machine) {
     machine.import("nginx");
     machine.apply(&nginx(3));
     machine.kubectl("rollout status deployment/web --timeout=60s");
-    machine.note_cgroups();
     machine.wait("deployment/web", READY_3);
     for address in machine.values("pods", ".items[*].status.podIP") {
         machine.page(&address);
@@ -104,7 +103,6 @@ fn each_role_comes_back_after_a_kill() {
         machine.import("nginx");
         machine.apply(&nginx(1));
         machine.wait("deployment/web", "condition=Available");
-        machine.note_cgroups();
         for process in [&mut server, &mut manager, &mut scheduler, &mut agent_process] {
             process.end(Signal::KILL);
         }
