@@ -33,7 +33,7 @@ const SERVER: &str = "@data @kubeconfig --bind-address 127.0.0.1";
 
 /// Waits until an API server answers that it is ready.
 fn until_ready(machine: &Machine, server: &Running) {
-    server.line("ready", |line| line.contains("ready"));
+    server.line("Ready", |line| line.starts_with("Ready"));
     assert_eq!(machine.kubectl("get --raw /readyz"), "ok");
 }
 
@@ -80,7 +80,7 @@ fn a_server_without_root_and_an_agent_elsewhere() {
         let line = "server --data-dir @nobody/data --kubeconfig @nobody/admin.kubeconfig \
                     --bind-address 127.0.0.1";
         let server = Running::start("server", &mut machine.command_as_nobody(line));
-        server.line("ready", |line| line.contains("control plane ready"));
+        server.line("Ready", |line| line.starts_with("Ready"));
         fs::copy(machine.path("nobody/admin.kubeconfig"), machine.kubeconfig()).unwrap();
         std::os::unix::fs::symlink(machine.path("nobody/data"), machine.path("data")).unwrap();
         let _agent = agent(machine);
