@@ -20,7 +20,6 @@ use crate::{POD_SHIM, lifecycle};
 const FEATURES: &[(&str, &str)] = &[
     ("/proc/self/ns/net", "network namespaces: use a kernel with CONFIG_NET_NS"),
     ("/proc/self/ns/pid", "process namespaces: use a kernel with CONFIG_PID_NS"),
-    ("/sys/fs/cgroup", "control groups: mount them at /sys/fs/cgroup"),
 ];
 
 /// Refuses to begin where a node cannot work.
@@ -36,6 +35,11 @@ pub(crate) fn preflight() -> Result<(), Fatal> {
         if !Path::new(path).exists() {
             return Err(Fatal(format!("this kernel lacks {what}")));
         }
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    if !mounts.contains(" - cgroup") {
+        let text = "no control groups are mounted: mount cgroup2 at /sys/fs/cgroup";
+        return Err(Fatal(text.to_owned()));
     }
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let loadable = Path::new("/lib/modules").exists();

@@ -26,6 +26,9 @@ pub(crate) fn run(flags: ImagesFlags) -> Result<(), Fatal> {
         ImagesCommand::Rm { image } => {
             // Layers of living containers stay: their sandboxes say which those are.
             let in_use = knarr_sandbox::layers_in_use(&paths.state.join("runtime"))?;
+            if store.status(&image)?.is_none() {
+                return Err(Fatal(format!("there is no image {image}: see `knarr images ls`")));
+            }
             store.remove(&image, &in_use)?;
             println!("{image} removed");
         }

@@ -19,23 +19,28 @@ pub(crate) async fn run(flags: UpFlags, drain: Drain) -> Result<(), Fatal> {
     let ca = plane.authority.certificate().to_owned();
     let node = agent::prepare(&flags.node, &plane.url, &ca, &plane.token).await?;
     let name = node.config.name.clone();
-    let running = tokio::spawn(node.run(drain.clone()));
+    let mut running = tokio::spawn(node.run(drain.clone()));
     let ready = lifecycle::node_ready(&plane.server, &name);
-    tokio::select! {
-        result = ready => result?,
-        () = wait(drain.clone()) => {}
+    let early = tokio::select! {
+        result = ready => {
+            result?;
+            greet(&flags, &plane, &name, began);
+            None
+        }
+        result = &mut running => Some(result),
+    };
+    let result = match early {
+        Some(result) => result,
+        None => running.await,
+    };
+    let result = result.map_err(|error| Fatal(error.to_string()))?;
+    if result.is_err() {
+        // The control plane is of no use without its node; what it has acknowledged is durable.
+        return result;
     }
-    if !*drain.borrow() {
-        greet(&flags, &plane, &name, began);
-    }
-    let result = running.await.map_err(|error| Fatal(error.to_string()))?;
     plane.finish().await;
     println!("Stopped. Containers keep running; `knarr up` takes them over again.");
     result
-}
-
-async fn wait(mut drain: Drain) {
-    drain.wait_for(|drain| *drain).await.ok();
 }
 
 fn greet(flags: &UpFlags, plane: &ControlPlane, name: &str, began: Instant) {

@@ -16,7 +16,10 @@ const NANOS: i64 = 1_000_000_000;
 /// How often each container of a Pod has ended quickly. Soft state: lost, it is guessed from the
 /// restart count.
 #[derive(Clone, Debug, Default)]
-pub struct Backoffs(BTreeMap<String, Record>);
+pub struct Backoffs {
+    records: BTreeMap<String, Record>,
+    told: BTreeMap<String, u32>,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Record {
@@ -25,18 +28,24 @@ struct Record {
 }
 
 impl Backoffs {
+    /// Whether people have not yet been told that a container waits after this run.
+    pub(crate) fn first_wait(&mut self, name: &str, ended: &ContainerStatus) -> bool {
+        let attempt = ended.metadata.attempt;
+        self.told.insert(name.to_owned(), attempt) != Some(attempt)
+    }
+
     /// When a container that ended may start again, and how long it waits for that in seconds.
     pub(crate) fn next_start(&mut self, name: &str, ended: &ContainerStatus) -> (Timestamp, i64) {
         let attempt = ended.metadata.attempt;
         let ran = (ended.finished_at - ended.started_at) / NANOS;
         let forgiven = ran >= FORGIVEN_AFTER_SECONDS;
-        let level = match self.0.get(name) {
+        let level = match self.records.get(name) {
             _ if forgiven => 0,
             Some(record) if record.attempt == attempt => record.level,
             Some(record) => record.level + 1,
             None => attempt,
         };
-        self.0.insert(name.to_owned(), Record { attempt, level });
+        self.records.insert(name.to_owned(), Record { attempt, level });
         let wait = match level {
             0 => 0,
             level => (FIRST_SECONDS << (level - 1).min(10)).min(MAX_SECONDS),

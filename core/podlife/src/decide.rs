@@ -116,6 +116,14 @@ pub(crate) fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
 
+/// `NAME pod=POD_NAMESPACE(UID)`, with the word that goes before the Pod.
+fn pod_of(look: &Look<'_>, name: &str, before: &str) -> String {
+    let metadata = &look.pod.metadata;
+    let word = |word: &Option<String>| word.clone().unwrap_or_default();
+    let (pod, namespace) = (word(&metadata.name), word(&metadata.namespace));
+    format!("{name} {before}{pod}_{namespace}({})", word(&metadata.uid))
+}
+
 /// A decision in the making.
 struct Steps<'b> {
     backoffs: &'b mut Backoffs,
@@ -278,6 +286,11 @@ impl Steps<'_> {
                 }
                 let (at, wait) = self.backoffs.next_start(name, run);
                 if at > look.now {
+                    if self.backoffs.first_wait(name, run) {
+                        let whose = pod_of(look, name, "in pod ");
+                        let text = format!("Back-off restarting failed container {whose}");
+                        self.event(true, "BackOff", text);
+                    }
                     self.waiting.crash_loop(name, self.crash_text(look, name, wait));
                     self.wake_at(at);
                     return;
@@ -297,21 +310,11 @@ impl Steps<'_> {
     }
 
     fn crash_text(&self, look: &Look<'_>, name: &str, wait: i64) -> String {
-        let metadata = &look.pod.metadata;
-        let word = |word: &Option<String>| word.clone().unwrap_or_default();
-        let wait = if wait % 60 == 0 && wait > 0 {
-            format!("{}m0s", wait / 60)
-        } else if wait > 60 {
-            format!("{}m{}s", wait / 60, wait % 60)
-        } else {
-            format!("{wait}s")
+        let wait = match (wait / 60, wait % 60) {
+            (0, seconds) => format!("{seconds}s"),
+            (minutes, seconds) => format!("{minutes}m{seconds}s"),
         };
-        format!(
-            "back-off {wait} restarting failed container={name} pod={}_{}({})",
-            word(&metadata.name),
-            word(&metadata.namespace),
-            word(&metadata.uid)
-        )
+        format!("back-off {wait} restarting failed container={}", pod_of(look, name, "pod="))
     }
 
     fn may_start(&mut self, look: &Look<'_>, container: &Container) -> bool {

@@ -8,6 +8,7 @@ use knarr_api::{GroupResource, Kind, ObjectKey, Reason, Status};
 use knarr_mvcc::KeyRange;
 use serde_json::{Value, json};
 
+use crate::auth::node_of;
 use crate::call::World;
 use crate::lens::Lens;
 use crate::meta::generated_name;
@@ -112,11 +113,6 @@ fn namespace_lifecycle(world: &World<'_>, write: &Write, tree: &Value) -> Result
             "message": format!("namespace {name} is being terminated")}]);
     }
     Err(status)
-}
-
-/// The node that a user is, when it is one.
-fn node_of(user: &User) -> Option<&str> {
-    user.name.strip_prefix("system:node:").filter(|_| user.in_group("system:nodes"))
 }
 
 /// NodeRestriction: a node writes only about itself and its own Pods.

@@ -148,5 +148,56 @@ pub(crate) fn allowed(world: &World<'_>, user: &User, wanted: &Attributes) -> bo
     let rbac = &world.views.rbac;
     user.in_group("system:masters")
         || rbac.allows(user, wanted)
-        || user.in_group("system:nodes") && rbac.role_allows("system:node", wanted)
+        || node_of(user).is_some_and(|node| {
+            rbac.role_allows("system:node", wanted) && node_concerns(world, node, wanted)
+        })
+}
+
+/// The node that a user is, when it is one.
+pub(crate) fn node_of(user: &User) -> Option<&str> {
+    user.name.strip_prefix("system:node:").filter(|_| user.in_group("system:nodes"))
+}
+
+/// The Node authorizer: what a node may read of others' secrets is what its own Pods refer to.
+fn node_concerns(world: &World<'_>, node: &str, wanted: &Attributes) -> bool {
+    let named: fn(&Value, &str) -> bool = match (wanted.group.as_str(), wanted.resource.as_str()) {
+        ("", "secrets") => refers_to_secret,
+        ("", "configmaps") => refers_to_config_map,
+        ("", "serviceaccounts" | "serviceaccounts/token") => {
+            |pod, name| text(pod, "/spec/serviceAccountName") == name
+        }
+        _ => return true,
+    };
+    let pods = GroupResource { group: "", resource: "pods" };
+    let Some(kind) = world.catalog().preferred(pods) else { return false };
+    if wanted.name.is_empty() || wanted.namespace.is_empty() {
+        return false;
+    }
+    let all = world.snapshot.prefix(&kind.namespace_prefix(&wanted.namespace));
+    let pods = all.iter().filter_map(|kv| crate::object::tree(&kv.value).ok());
+    pods.into_iter().any(|pod| text(&pod, "/spec/nodeName") == node && named(&pod, &wanted.name))
+}
+
+/// Whether some object below `tree` has `field` with this name in it: references stand at many
+/// places (volumes, projections, env, envFrom), all under a few field names.
+fn refers(tree: &Value, fields: &[&str], name: &str) -> bool {
+    match tree {
+        Value::Object(object) => object.iter().any(|(key, value)| {
+            let own = fields.contains(&key.as_str())
+                && (value["name"] == name || value["secretName"] == name);
+            own || refers(value, fields, name)
+        }),
+        Value::Array(list) => list.iter().any(|value| refers(value, fields, name)),
+        _ => false,
+    }
+}
+
+fn refers_to_secret(pod: &Value, name: &str) -> bool {
+    let pulls = pod["spec"]["imagePullSecrets"].as_array();
+    pulls.into_iter().flatten().any(|secret| secret["name"] == name)
+        || refers(&pod["spec"], &["secret", "secretRef", "secretKeyRef"], name)
+}
+
+fn refers_to_config_map(pod: &Value, name: &str) -> bool {
+    refers(&pod["spec"], &["configMap", "configMapRef", "configMapKeyRef"], name)
 }

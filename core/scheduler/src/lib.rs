@@ -142,7 +142,11 @@ fn no_fit(verdicts: &[Vec<Misfit>]) -> String {
         })
     });
     let nodes = verdicts.len();
-    format!("{} preemption: {}", histogram(nodes, all), histogram(nodes, preemption))
+    format!(
+        "{} no new claims to deallocate, preemption: {}",
+        histogram(nodes, all),
+        histogram(nodes, preemption)
+    )
 }
 
 fn histogram(nodes: usize, reasons: impl Iterator<Item = String>) -> String {

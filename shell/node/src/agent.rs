@@ -73,6 +73,11 @@ impl fmt::Display for AgentError {
         match self {
             Self::Machine(why) => f.write_str(why),
             Self::Api(error) => write!(f, "the API server does not take this node: {error}"),
+            Self::Listen(port, error) if error.kind() == std::io::ErrorKind::AddrInUse => write!(
+                f,
+                "the node's port {port} is taken by another process: stop it, or choose another \
+                 --node-port"
+            ),
             Self::Listen(port, error) => write!(f, "the node's port {port}: {error}"),
         }
     }
