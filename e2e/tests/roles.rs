@@ -80,7 +80,7 @@ fn a_server_without_root_and_an_agent_elsewhere() {
         let line = "server --data-dir @nobody/data --kubeconfig @nobody/admin.kubeconfig \
                     --bind-address 127.0.0.1";
         let server = Running::start("server", &mut machine.command_as_nobody(line));
-        server.line("Ready", |line| line.starts_with("Ready"));
+        server.line("ready", |line| line.starts_with("Ready"));
         fs::copy(machine.path("nobody/admin.kubeconfig"), machine.kubeconfig()).unwrap();
         std::os::unix::fs::symlink(machine.path("nobody/data"), machine.path("data")).unwrap();
         let _agent = agent(machine);
