@@ -33,14 +33,11 @@ pub(crate) async fn run(flags: UpFlags, drain: Drain) -> Result<(), Fatal> {
         Some(result) => result,
         None => running.await,
     };
-    let result = result.map_err(|error| Fatal(error.to_string()))?;
-    if result.is_err() {
-        // The control plane is of no use without its node; what it has acknowledged is durable.
-        return result;
-    }
+    // A control plane is of no use here without its node; what it acknowledged is durable.
+    result.map_err(|error| Fatal(error.to_string()))??;
     plane.finish().await;
     println!("Stopped. Containers keep running; `knarr up` takes them over again.");
-    result
+    Ok(())
 }
 
 fn greet(flags: &UpFlags, plane: &ControlPlane, name: &str, began: Instant) {

@@ -99,6 +99,25 @@ pub enum Step {
     Reply(Response),
 }
 
+/// A stage that every request passes before it is dispatched.
+type Gate = fn(&mut Call, &World<'_>, &RequestInfo) -> Result<(), Status>;
+
+/// The stages, in order. One that is not built yet passes.
+const STAGES: [(&str, Gate); 5] = [
+    ("authenticate", |call, world, _| {
+        call.user = auth::authenticate(world, &call.request.credential)?;
+        Ok(())
+    }),
+    ("audit", pass),
+    ("impersonate", pass),
+    ("flow control", pass),
+    ("authorize", |call, world, info| auth::authorize(world, &call.user, info)),
+];
+
+fn pass(_: &mut Call, _: &World<'_>, _: &RequestInfo) -> Result<(), Status> {
+    Ok(())
+}
+
 /// Where a call stands between two steps.
 enum Stage {
     New,
@@ -142,8 +161,9 @@ impl Call {
 
     fn begin(&mut self, world: &World<'_>) -> Result<Step, Status> {
         let info = RequestInfo::parse(&self.request, world.catalog());
-        self.user = auth::authenticate(world, &self.request.credential)?;
-        auth::authorize(world, &self.user, &info)?;
+        for (_, stage) in STAGES {
+            stage(self, world, &info)?;
+        }
         let next = self.dispatch(world, info)?;
         Ok(self.keep(next))
     }

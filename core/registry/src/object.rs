@@ -10,6 +10,8 @@ use knarr_api::{Kind, ObjectKey, Status};
 use knarr_mvcc::{KeyRange, KeyValue, Keyspace, Revision};
 use serde_json::Value;
 
+use crate::convert::served;
+
 /// The keyspace as of one durable revision.
 #[derive(Clone, Copy)]
 pub struct Snapshot<'a> {
@@ -66,8 +68,8 @@ pub(crate) fn tree(bytes: &[u8]) -> Result<Value, Status> {
 }
 
 /// Stored bytes as a tree that carries its resourceVersion, as clients see it.
-pub(crate) fn tree_at(kv: &KeyValue) -> Result<Value, Status> {
-    let mut tree = tree(&kv.value)?;
+pub(crate) fn tree_at(kind: &Kind, kv: &KeyValue) -> Result<Value, Status> {
+    let mut tree = tree(&served(kind, &kv.value))?;
     set_revision(&mut tree, kv.mod_revision);
     Ok(tree)
 }

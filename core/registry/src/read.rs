@@ -16,6 +16,7 @@ use knarr_mvcc::{KeyRange, KeyValue, RangeEnd, ReadError, Revision};
 use serde_json::{Value, json};
 
 use crate::call::World;
+use crate::convert::served;
 use crate::lens::Lens;
 use crate::object::{pieces, set_revision, tree};
 use crate::request::{Query, Request, RequestInfo};
@@ -123,7 +124,7 @@ fn get(
     let found = world.snapshot.get(kind, &info.object);
     let kv = found.ok_or_else(|| Status::not_found(kind.group_resource(), &info.object.name))?;
     if let Some(lens) = Lens::of(kind, &info.subresource).filter(|lens| lens.projects()) {
-        return Ok(Response::json(200, &lens.read(&crate::object::tree_at(&kv)?)));
+        return Ok(Response::json(200, &lens.read(&crate::object::tree_at(kind, &kv)?)));
     }
     Ok(object_response(200, kind, rendering, &kv.value, kv.mod_revision, world.now))
 }
@@ -137,6 +138,7 @@ pub(crate) fn object_response(
     revision: Revision,
     now: Timestamp,
 ) -> Response {
+    let value = &served(kind, value);
     if rendering == Rendering::Object {
         let mut chunks = Vec::with_capacity(4);
         pieces(value, revision, &mut chunks);
@@ -298,7 +300,7 @@ fn list(
         .keyspace()
         .iter(&page.range, page.at)
         .map_err(|error| gone(&error))?
-        .filter(|kv| filter.matches(&kv.value));
+        .filter(|kv| filter.matches(&served(kind, &kv.value)));
     let limit = if page.limit == 0 { usize::MAX } else { page.limit };
     let objects: Vec<KeyValue> = found.by_ref().take(limit).cloned().collect();
     let mut metadata = json!({"resourceVersion": page.at.0.to_string()});
@@ -322,7 +324,7 @@ fn list_response(
     now: Timestamp,
 ) -> Response {
     if rendering != Rendering::Object {
-        let trees = objects.iter().map(|kv| crate::object::tree_at(kv).unwrap_or_default());
+        let trees = objects.iter().map(|kv| crate::object::tree_at(kind, kv).unwrap_or_default());
         let trees: Vec<Value> = trees.collect();
         return Response::json(
             200,
@@ -347,7 +349,7 @@ fn list_response(
     for (at, kv) in objects.iter().enumerate() {
         chunks.push(Bytes::from_static(if at == 0 { b"{" } else { b",{" }));
         let first = chunks.len();
-        pieces(&kv.value, kv.mod_revision, &mut chunks);
+        pieces(&served(kind, &kv.value), kv.mod_revision, &mut chunks);
         let skip = skip.min(chunks[first].len());
         chunks[first] = chunks[first].slice(skip..);
     }
@@ -407,7 +409,7 @@ pub(crate) fn selected(
 ) -> Result<Vec<KeyValue>, Status> {
     let filter = Filter::parse(info, kind)?;
     let all = world.snapshot.prefix(&kind.namespace_prefix(&info.object.namespace));
-    Ok(all.into_iter().filter(|kv| filter.matches(&kv.value)).collect())
+    Ok(all.into_iter().filter(|kv| filter.matches(&served(kind, &kv.value))).collect())
 }
 
 /// A list's `metadata.resourceVersion`, for callers that made the list themselves.

@@ -340,7 +340,7 @@ fn evict(
 ) -> Result<Next, Status> {
     let pod = world.snapshot.get(kind, &info.object);
     let pod = pod.ok_or_else(|| Status::not_found(kind.group_resource(), &info.object.name))?;
-    let pod = tree_at(&pod)?;
+    let pod = tree_at(kind, &pod)?;
     if budget_forbids(world, &pod) {
         return Err(crate::admission::too_many_disruptions(&info.object.name));
     }

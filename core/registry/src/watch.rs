@@ -15,6 +15,7 @@ use knarr_api::{Kind, Reason, Status};
 use knarr_mvcc::{Event, KeyRange, KeyValue, Revision};
 use serde_json::{Value, json};
 
+use crate::convert::served;
 use crate::object::{Snapshot, pieces};
 use crate::read::{Filter, Rendering, render};
 
@@ -92,7 +93,10 @@ impl WatchSpec {
     /// What stands for what there is now.
     pub fn initial(&self, snapshot: Snapshot<'_>) -> Vec<Seen> {
         let found = snapshot.keyspace().iter(&self.range, snapshot.revision());
-        let found = found.into_iter().flatten().filter(|kv| self.filter.matches(&kv.value));
+        let found = found
+            .into_iter()
+            .flatten()
+            .filter(|kv| self.filter.matches(&served(&self.kind, &kv.value)));
         found.map(|kv| Seen::new(EventType::Added, kv.value.clone(), kv.mod_revision)).collect()
     }
 
@@ -100,7 +104,9 @@ impl WatchSpec {
     /// that stops matching is deleted, as far as this watcher goes.
     pub fn see(&self, event: &Event) -> Option<Seen> {
         let selected = |kv: &Option<KeyValue>| {
-            kv.as_ref().filter(|kv| self.filter.matches(&kv.value)).map(|kv| kv.value.clone())
+            kv.as_ref()
+                .filter(|kv| self.filter.matches(&served(&self.kind, &kv.value)))
+                .map(|kv| kv.value.clone())
         };
         let (kind, value) = match (selected(&event.old), selected(&event.new)) {
             (Some(_), Some(new)) => (EventType::Modified, new),
@@ -114,10 +120,11 @@ impl WatchSpec {
     /// What was seen, as it goes over the wire.
     pub fn encode(&self, seen: &Seen, now: Timestamp, out: &mut Vec<Bytes>) {
         let what = seen.event.name();
+        let value = served(&self.kind, &seen.value);
         out.push(format!("{{\"type\":\"{what}\",\"object\":").into());
         match self.rendering {
-            Rendering::Object => pieces(&seen.value, seen.revision, out),
-            other => out.push(render(&self.kind, other, &seen.value, seen.revision, now).into()),
+            Rendering::Object => pieces(&value, seen.revision, out),
+            other => out.push(render(&self.kind, other, &value, seen.revision, now).into()),
         }
         out.push(Bytes::from_static(b"}\n"));
     }

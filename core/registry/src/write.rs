@@ -27,7 +27,7 @@ use crate::patch::Patch;
 use crate::read::{Rendering, list_metadata, object_response, selected};
 use crate::request::{Request, RequestInfo, User};
 use crate::response::Response;
-use crate::{admission, kinds, meta, special};
+use crate::{admission, convert, kinds, meta, special};
 
 /// A generated name that is taken is made anew this often.
 const NAME_ATTEMPTS: u32 = 8;
@@ -337,7 +337,7 @@ impl Write {
         live_kv: &KeyValue,
         change: impl FnOnce(&Value) -> Result<Value, Status>,
     ) -> Result<Decided, Status> {
-        let live = tree_at(live_kv)?;
+        let live = tree_at(&self.kind, live_kv)?;
         let shown = self.lens.read(&live);
         let mut sent = change(&shown)?;
         if let Operation::Patch(_) = self.operation {
@@ -371,7 +371,7 @@ impl Write {
         options: &DeleteOptions,
     ) -> Result<Decided, Status> {
         admission::delete(world, self, &self.target)?;
-        let tree = tree_at(live)?;
+        let tree = tree_at(&self.kind, live)?;
         delete::check_preconditions(&self.kind, &tree, options)?;
         let key = self.kind.key(&self.target);
         let decided = |stored, shown, code| Decided { stored, shown, code, key, existed: true };
@@ -465,7 +465,8 @@ impl Write {
     fn encode(&self, world: &World<'_>, id: TypeId, tree: &mut Value) -> Bytes {
         remove(tree, &["metadata", "resourceVersion"]);
         world.schema().normalize(id, tree);
-        knarr_schema::encode(&self.kind.kind, &self.kind.api_version(), tree).into()
+        convert::to_stored(&self.kind, tree);
+        knarr_schema::encode(&self.kind.kind, &convert::stored_version(&self.kind), tree).into()
     }
 
     fn decode(&mut self, world: &World<'_>, body: &[u8]) -> Result<Value, Status> {
