@@ -47,7 +47,7 @@ pub fn alone<F: FnOnce(&Machine)>(test: F) {
         ])
         .args(["--kill-child", "sh", "-c", r#""$0" "$@"; exit $?"#])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .args(["--exact", name, "--nocapture", "--include-ignored"])
         .env(INSIDE, dir.path())
         .status()
         .expect("coreutils has timeout");
