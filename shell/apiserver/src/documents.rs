@@ -4,7 +4,7 @@
 //! A document in JSON is up to two megabytes; compressed, a dozen take less than one of them.
 
 use std::collections::VecDeque;
-use std::io::{Read, Write};
+use std::io::{BufWriter, Read};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
@@ -38,31 +38,29 @@ impl Documents {
         if made.catalog.as_ptr() != Arc::as_ptr(&views.catalog) {
             *made = Made { catalog: Arc::downgrade(&views.catalog), packed: VecDeque::new() };
         }
-        if let Some(at) = made.packed.iter().position(|(of, _)| of == path) {
-            let found = made.packed.remove(at).expect("at is its position");
-            let document = unpack(&found.1);
-            made.packed.push_back(found);
-            return Some(document);
-        }
-        let document = make(views, path)?;
+        let asked = match made.packed.iter().position(|(of, _)| of == path) {
+            Some(at) => made.packed.remove(at).expect("at is its position"),
+            None => (path.to_owned(), make(views, path)?),
+        };
         if made.packed.len() == KEPT {
             made.packed.pop_front();
         }
-        made.packed.push_back((path.to_owned(), pack(&document)));
-        Some(document.into())
+        let document = unpack(&asked.1);
+        made.packed.push_back(asked);
+        Some(document)
     }
 }
 
+/// Makes a document, compressed as it is written, so that it is never whole in memory twice.
 fn make(views: &Views, path: &str) -> Option<Vec<u8>> {
     let mut document = openapi_document(views, path)?;
     let descriptions = Descriptions::unpack();
     knarr_schema::describe(&mut document, |name, field| descriptions.get(name, field));
-    Some(serde_json::to_vec(&document).expect("a tree has a JSON form"))
-}
-
-fn pack(document: &[u8]) -> Vec<u8> {
-    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
-    encoder.write_all(document).and_then(|()| encoder.finish()).expect("writing to memory")
+    drop(descriptions);
+    let mut out = BufWriter::new(DeflateEncoder::new(Vec::new(), Compression::default()));
+    serde_json::to_writer(&mut out, &document).expect("a tree has a JSON form");
+    let encoder = out.into_inner().expect("writing to memory");
+    Some(encoder.finish().expect("writing to memory"))
 }
 
 fn unpack(packed: &[u8]) -> Bytes {
