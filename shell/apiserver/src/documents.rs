@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::io::{BufWriter, Read};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -40,7 +41,7 @@ impl Documents {
         }
         let asked = match made.packed.iter().position(|(of, _)| of == path) {
             Some(at) => made.packed.remove(at).expect("at is its position"),
-            None => (path.to_owned(), make(views, path)?),
+            None => (path.to_owned(), make_apart(views, path)?),
         };
         if made.packed.len() == KEPT {
             made.packed.pop_front();
@@ -49,6 +50,14 @@ impl Documents {
         made.packed.push_back(asked);
         Some(document)
     }
+}
+
+/// Makes a document on a thread of its own and copies it out: what an allocator lends to a thread
+/// goes back to the system when nothing of it is in use, whereas the ten megabytes that a document
+/// takes for a moment, strewn among what others allocate, would stay with the process.
+fn make_apart(views: &Views, path: &str) -> Option<Vec<u8>> {
+    let made = thread::scope(|scope| scope.spawn(|| make(views, path)).join());
+    made.expect("making a document does not panic").map(|packed| packed.as_slice().to_vec())
 }
 
 /// Makes a document, compressed as it is written, so that it is never whole in memory twice.
