@@ -126,6 +126,19 @@ pub(crate) struct ComponentFlags {
     /// Whom to talk to, and as whom.
     #[arg(long, value_name = "FILE")]
     pub(crate) kubeconfig: PathBuf,
+    #[command(flatten)]
+    pub(crate) health: HealthFlags,
+}
+
+/// Where a component says how it is.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct HealthFlags {
+    /// The address to serve health and metrics on, by plain HTTP.
+    #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
+    pub(crate) bind_address: IpAddr,
+    /// The port for that, 0 for none [default: controllers 10257, scheduler 10259].
+    #[arg(long, value_name = "PORT")]
+    pub(crate) health_port: Option<u16>,
 }
 
 /// The controllers.

@@ -7,6 +7,7 @@ use clap::Parser;
 
 mod agent;
 mod flags;
+mod health;
 mod images;
 mod lifecycle;
 mod paths;

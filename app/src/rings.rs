@@ -7,7 +7,7 @@ use std::sync::Arc;
 use knarr_api::{Catalog, ObjectKey, Resource};
 use knarr_apiserver::Server;
 use knarr_client::Client;
-use knarr_driver::{Lease, Ring, lead};
+use knarr_driver::{Gauges, Lease, Ring, lead};
 use knarr_pki::{Authority, Kubeconfig};
 use knarr_reconcile::{Config, KindRow};
 use knarr_registry::User;
@@ -15,10 +15,15 @@ use serde_json::json;
 use tracing::warn;
 
 use crate::flags::{ComponentFlags, ManagerFlags};
+use crate::health::{Health, Subject};
 use crate::process::{Drain, Fatal};
 
 pub(crate) const MANAGER: &str = "system:kube-controller-manager";
 pub(crate) const SCHEDULER: &str = "system:kube-scheduler";
+const MANAGER_LEASE: &str = "kube-controller-manager";
+/// Upstream's ports for health and metrics.
+const MANAGER_PORT: u16 = 10257;
+const SCHEDULER_PORT: u16 = 10259;
 const ACCOUNTS: Resource = Resource::new("v1", "serviceaccounts");
 /// Tokens of controllers in a process of their own; the process is restarted more often.
 const TOKEN_SECONDS: u64 = 365 * 24 * 3600;
@@ -79,16 +84,17 @@ pub(crate) fn manager_in_process(
         config,
         authority: Some(authority),
         client_of: Box::new(move |name| Client::in_process(of.clone(), user(name))),
+        gauges: Arc::default(),
     }
 }
 
 /// The scheduler, in the server's process.
 pub(crate) fn scheduler_in_process(server: &Arc<Server>) -> Ring {
     let client = Client::in_process(server.clone(), user(SCHEDULER));
-    scheduler(client)
+    scheduler(client, Arc::default())
 }
 
-fn scheduler(client: Client) -> Ring {
+fn scheduler(client: Client, gauges: Arc<Gauges>) -> Ring {
     let own = client.clone();
     Ring {
         controllers: vec![knarr_scheduler::controller()],
@@ -96,6 +102,7 @@ fn scheduler(client: Client) -> Ring {
         config: Config::default(),
         authority: None,
         client_of: Box::new(move |_| own.clone()),
+        gauges,
     }
 }
 
@@ -119,7 +126,14 @@ fn holder() -> String {
 pub(crate) async fn run_scheduler(flags: ComponentFlags, drain: Drain) -> Result<(), Fatal> {
     let client = connect(&flags.kubeconfig)?;
     let lease = Lease { name: "kube-scheduler", holder: holder() };
-    run_leading(client.clone(), lease, drain, || scheduler(client.clone())).await;
+    let gauges = Arc::<Gauges>::default();
+    let subject = Subject { lease: lease.name, gauges: gauges.clone() };
+    let health = Health::bind(&flags.health, SCHEDULER_PORT, subject).await?;
+    tokio::select! {
+        () = run_leading(client.clone(), lease, drain, || scheduler(client.clone(), gauges.clone()))
+            => {}
+        () = health.serve() => {}
+    }
     Ok(())
 }
 
@@ -129,6 +143,16 @@ fn connect(kubeconfig: &Path) -> Result<Client, Fatal> {
 
 /// Runs the controllers against an API server, each with the token of its own service account.
 pub(crate) async fn run_manager(flags: ManagerFlags, drain: Drain) -> Result<(), Fatal> {
+    let gauges = Arc::<Gauges>::default();
+    let subject = Subject { lease: MANAGER_LEASE, gauges: gauges.clone() };
+    let health = Health::bind(&flags.component.health, MANAGER_PORT, subject).await?;
+    tokio::select! {
+        result = manage(flags, drain, gauges) => result,
+        () = health.serve() => Ok(()),
+    }
+}
+
+async fn manage(flags: ManagerFlags, drain: Drain, gauges: Arc<Gauges>) -> Result<(), Fatal> {
     let kubeconfig = Kubeconfig::read(&flags.component.kubeconfig)?;
     let client = Client::connect(&kubeconfig)?;
     let authority = Arc::new(Authority::load_or_create(&flags.pki_dir)?);
@@ -139,7 +163,7 @@ pub(crate) async fn run_manager(flags: ManagerFlags, drain: Drain) -> Result<(),
     for name in names {
         clients.insert(name.to_owned(), account_client(&client, &kubeconfig, name).await?);
     }
-    let lease = Lease { name: "kube-controller-manager", holder: holder() };
+    let lease = Lease { name: MANAGER_LEASE, holder: holder() };
     let ring = || {
         let (clients, fallback) = (clients.clone(), client.clone());
         Ring {
@@ -148,6 +172,7 @@ pub(crate) async fn run_manager(flags: ManagerFlags, drain: Drain) -> Result<(),
             config: config.clone(),
             authority: Some(authority.clone()),
             client_of: Box::new(move |name| clients.get(name).unwrap_or(&fallback).clone()),
+            gauges: gauges.clone(),
         }
     };
     run_leading(client.clone(), lease, drain, ring).await;

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::call::World;
 use crate::request::{Request, RequestInfo};
 use crate::response::Response;
+use crate::views::Views;
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
@@ -55,20 +56,23 @@ pub(crate) fn serve(
             resource_list(catalog, group, version).map(|tree| Response::json(200, &tree))
         }
         ["openapi", "v3"] => json(openapi_index(world)),
-        ["openapi", "v3", "api", version] => openapi(world, "", version),
-        ["openapi", "v3", "apis", group, version] => openapi(world, group, version),
+        ["openapi", "v3", "api", version] => openapi(catalog, info, "", version),
+        ["openapi", "v3", "apis", group, version] => openapi(catalog, info, group, version),
         ["healthz" | "livez" | "readyz", ..]
         | ["metrics"]
         | [".well-known", "openid-configuration"]
-        | ["openid", "v1", "jwks"] => {
-            let mut response = Response::text(200, "");
-            response.body = crate::response::Body::Own(info.path.clone());
-            Ok(response)
-        }
+        | ["openid", "v1", "jwks"] => Ok(own_page(info)),
         [] => json(json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics",
             "/openapi/v3", "/readyz", "/version"]})),
         _ => Err(Status::no_such_path()),
     }
+}
+
+/// A page that the shell makes.
+fn own_page(info: &RequestInfo) -> Response {
+    let mut response = Response::text(200, "");
+    response.body = crate::response::Body::Own(info.path.clone());
+    response
 }
 
 fn version(world: &World<'_>) -> Value {
@@ -215,13 +219,31 @@ fn fingerprint(text: &[u8], salt: &[u8]) -> u64 {
     })
 }
 
-fn openapi(world: &World<'_>, group: &str, version: &str) -> Result<Response, Status> {
-    let kinds = served(world.catalog(), group, version);
-    if kinds.is_empty() {
-        return Err(Status::no_such_path());
+/// The shell keeps documents once they are made; here is decided whether there is one.
+fn openapi(
+    catalog: &Catalog,
+    info: &RequestInfo,
+    group: &str,
+    version: &str,
+) -> Result<Response, Status> {
+    match served(catalog, group, version)[..] {
+        [] => Err(Status::no_such_path()),
+        _ => Ok(own_page(info)),
     }
+}
+
+/// The OpenAPI document of the path `/openapi/v3/{api/v1|apis/GROUP/VERSION}`; `None` where there
+/// is none. It has no descriptions: see [`knarr_schema::describe`].
+pub fn openapi_document(views: &Views, path: &str) -> Option<Value> {
+    let (root, group_version) =
+        path.trim_matches('/').strip_prefix("openapi/v3/")?.split_once('/')?;
+    let (group, version) = match root {
+        "api" => ("", group_version),
+        _ => group_version.split_once('/')?,
+    };
+    let kinds = served(&views.catalog, group, version);
     let kinds: Vec<ApiKind> = kinds.into_iter().map(api_kind).collect();
-    Ok(Response::json(200, &world.schema().openapi_v3(group, version, &kinds)))
+    (!kinds.is_empty()).then(|| views.schema.openapi_v3(group, version, &kinds))
 }
 
 fn api_kind(kind: &Kind) -> ApiKind {

@@ -36,6 +36,7 @@ mod write;
 
 pub use auth::{Claims, Credential};
 pub use call::{Answer, Ask, Call, Config, Step, World};
+pub use discovery::openapi_document;
 pub use object::{Snapshot, pieces};
 pub use request::{Method, Request, RequestInfo, User};
 pub use response::{Body, NodeStream, Response};

@@ -32,7 +32,8 @@ pub enum Body {
     Watch(WatchSpec),
     /// A stream from a node.
     Node(NodeStream),
-    /// A page about the server process itself: health, metrics, token keys. Its path.
+    /// A page that the server process makes: health, metrics, token keys, OpenAPI documents. Its
+    /// path.
     Own(String),
 }
 

@@ -15,6 +15,8 @@ use crate::table::{Field, JsonKind, ListKind, Schema, Shape, TypeId};
 mod paths;
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
+/// The kind whose first fields are described as those of any other.
+const MODEL: &str = "io.k8s.api.core.v1.Pod";
 const APIEXTENSIONS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1";
 
 /// Whether objects of a kind live in a namespace.
@@ -78,6 +80,36 @@ impl Schema {
             },
         })
     }
+}
+
+/// Adds descriptions to the components of a document. `lookup` knows those of types (by their
+/// names, no field given) and of their fields.
+pub fn describe<'d>(document: &mut Value, lookup: impl Fn(&str, Option<&str>) -> Option<&'d str>) {
+    let Some(Value::Object(components)) = document.pointer_mut("/components/schemas") else {
+        return;
+    };
+    for (name, component) in components {
+        // Lists and custom kinds say the same of these as every kind does.
+        let is_kind = component.get("x-kubernetes-group-version-kind").is_some();
+        let shared = |field: &str| is_kind && ["apiVersion", "kind", "metadata"].contains(&field);
+        if let Some(Value::Object(properties)) = component.get_mut("properties") {
+            for (field, property) in properties {
+                let own = lookup(name, Some(field));
+                let model = || lookup(MODEL, Some(field)).filter(|_| shared(field));
+                add_description(property, own.or_else(model));
+            }
+        }
+        add_description(component, lookup(name, None));
+    }
+}
+
+/// Says what a schema is for; a reference has to be wrapped, since nothing may stand beside it.
+fn add_description(schema: &mut Value, text: Option<&str>) {
+    let (Some(text), Value::Object(object)) = (text, schema) else { return };
+    if let Some(reference) = object.remove("$ref") {
+        object.insert("allOf".to_string(), json!([{"$ref": reference}]));
+    }
+    object.insert("description".to_string(), text.into());
 }
 
 /// A reference to a component.

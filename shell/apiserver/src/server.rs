@@ -19,6 +19,7 @@ use knarr_store::{Store, StoreError};
 use rustls::ClientConfig;
 use tracing::{info, warn};
 
+use crate::documents::Documents;
 use crate::metrics::Metrics;
 use crate::tokens::Tokens;
 use crate::watcher::Watcher;
@@ -58,6 +59,7 @@ pub struct Server {
     config: Config,
     tokens: Tokens,
     ready: AtomicBool,
+    documents: Documents,
     pub(crate) metrics: Metrics,
     pub(crate) node_tls: Arc<ClientConfig>,
 }
@@ -81,6 +83,7 @@ impl Server {
             config: config.pipeline,
             tokens,
             ready: AtomicBool::new(false),
+            documents: Documents::default(),
             metrics: Metrics::new(),
             node_tls,
         }))
@@ -241,6 +244,12 @@ impl Server {
             "openid/v1/jwks" => {
                 response = Response::json(200, &self.tokens.keys());
                 response.content_type = "application/jwk-set+json";
+            }
+            path if path.starts_with("openapi/") => {
+                response = match self.documents.get(&self.views(), path) {
+                    Some(document) => Response::chunks(200, vec![document]),
+                    None => Status::no_such_path().into(),
+                };
             }
             path if path.starts_with("readyz") && !self.is_ready() => {
                 response = Response::text(500, "[-]poststarthook/bootstrap failed: not finished\n");

@@ -5,6 +5,7 @@
 //! named. It decides nothing about objects.
 
 mod execute;
+mod gauges;
 mod lease;
 mod reflect;
 
@@ -20,6 +21,7 @@ use knarr_reconcile::{Change, Config, Controller, Engine, Job, Outcome};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
+pub use gauges::Gauges;
 pub use lease::{Lease, lead};
 pub use reflect::{Scope, reflect};
 
@@ -40,6 +42,8 @@ pub struct Ring {
     pub authority: Option<Arc<Authority>>,
     /// A client for a controller's user.
     pub client_of: Box<dyn Fn(&str) -> Client + Send>,
+    /// Where it tells about itself while it runs.
+    pub gauges: Arc<Gauges>,
 }
 
 /// The wall clock.
@@ -86,6 +90,7 @@ pub async fn run(ring: Ring, mut drain: watch::Receiver<bool>) {
             let hand = execute::Hand { client, authority: ring.authority.clone(), reporter };
             jobs.spawn(hand.carry_out(job));
         }
+        ring.gauges.set(Some(engine.depths()));
         let deadline = engine.deadline();
         tokio::select! {
             Some((resource, change)) = items.recv() => {
@@ -108,6 +113,7 @@ pub async fn run(ring: Ring, mut drain: watch::Receiver<bool>) {
         }
     }
     while jobs.join_next().await.is_some() {}
+    ring.gauges.set(None);
 }
 
 async fn sleep_until(deadline: Option<Timestamp>) {
