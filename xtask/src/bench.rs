@@ -237,7 +237,7 @@ fn pod_latency(site: &Site) -> Outcome<Vec<Row>> {
         (0..PODS_AT_ONCE).try_for_each(|n| pods.create(&name(n)))?;
         pods.all_running(PODS_AT_ONCE)?;
         rates.push(PODS_AT_ONCE as f64 / before.elapsed().as_secs_f64());
-        (0..PODS_AT_ONCE).try_for_each(|n| pods.delete(&name(n)))?;
+        pods.delete_all(PODS_AT_ONCE)?;
     }
     Ok(vec![
         Row::new("Pod creation to Running", "ms", times).at_most(100.0),

@@ -1,5 +1,6 @@
 //! A cluster under measurement: the real binary in a folder of its own, its Pods, its memory.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -177,10 +178,20 @@ impl Pods {
 
     /// Waits until that many Pods, all that there are, run.
     pub(super) fn all_running(&mut self, count: usize) -> Outcome<()> {
-        let mut names = std::collections::BTreeSet::new();
+        self.until_all(count, runs)
+    }
+
+    /// Deletes all Pods, that many, and waits until they are gone.
+    pub(super) fn delete_all(&mut self, count: usize) -> Outcome<()> {
+        self.requests.send("DELETE", PODS, "")?;
+        self.until_all(count, |event| event["type"] == "DELETED")
+    }
+
+    fn until_all(&mut self, count: usize, wanted: impl Fn(&Value) -> bool) -> Outcome<()> {
+        let mut names = BTreeSet::new();
         while names.len() < count {
             let event = self.events.next()?;
-            if runs(&event) {
+            if wanted(&event) {
                 names.insert(event["object"]["metadata"]["name"].to_string());
             }
         }
@@ -198,5 +209,5 @@ impl Pods {
 }
 
 fn runs(event: &Value) -> bool {
-    event["object"]["status"]["phase"] == "Running"
+    event["type"] != "DELETED" && event["object"]["status"]["phase"] == "Running"
 }
