@@ -1,25 +1,27 @@
-//! A small client of the API: blocking, HTTP/1.1 over TLS, with the administrator's certificate.
-//! It exists so that a benchmark times the cluster and neither a process start nor a runtime.
+//! A small client of the API: HTTP/1.1 with the administrator's certificate on one connection that
+//! stays open, so that a benchmark times the cluster and no process start. `openssl s_client` does
+//! the TLS: a library for it would be built before every first chore, of which most need none.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::Value;
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
-
-/// How long an answer or an event may take before a benchmark gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
+use super::Outcome;
 
 /// One connection; one request at a time.
 pub(super) struct Connection {
-    stream: BufReader<StreamOwned<ClientConnection, TcpStream>>,
+    openssl: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.openssl.kill().ok();
+        self.openssl.wait().ok();
+    }
 }
 
 /// The form in which a body comes.
@@ -31,22 +33,17 @@ enum Body {
 impl Connection {
     /// Connects to loopback with the key material that lies in `pki`.
     pub(super) fn open(pki: &Path, port: u16) -> Outcome<Self> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(pki.join("ca.crt"))?)?;
-        let certificates = CertificateDer::pem_file_iter(pki.join("admin.crt"))?;
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(
-                certificates.collect::<Result<_, _>>()?,
-                PrivateKeyDer::from_pem_file(pki.join("admin.key"))?,
-            )?;
-        let tls = ClientConnection::new(Arc::new(config), ServerName::try_from("127.0.0.1")?)?;
-        let socket = TcpStream::connect(("127.0.0.1", port))?;
-        socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        Ok(Self { stream: BufReader::new(StreamOwned::new(tls, socket)) })
+        let mut command = Command::new("openssl");
+        command.args(["s_client", "-quiet", "-verify_return_error", "-verify_ip", "127.0.0.1"]);
+        command.args(["-connect", &format!("127.0.0.1:{port}")]);
+        for (flag, file) in [("-CAfile", "ca.crt"), ("-cert", "admin.crt"), ("-key", "admin.key")] {
+            command.arg(flag).arg(pki.join(file));
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut openssl = command.spawn().map_err(|error| format!("openssl: {error}"))?;
+        let to = openssl.stdin.take().expect("stdin is piped");
+        let from = BufReader::new(openssl.stdout.take().expect("stdout is piped"));
+        Ok(Self { openssl, to, from })
     }
 
     /// Sends a request and reads the answer.
@@ -56,7 +53,7 @@ impl Connection {
         match form {
             Body::Sized(length) => {
                 answer.resize(length, 0);
-                self.stream.read_exact(&mut answer)?;
+                self.from.read_exact(&mut answer)?;
             }
             Body::Chunked => while self.chunk(&mut answer)? {},
         }
@@ -77,14 +74,12 @@ impl Connection {
 
     /// Sends a request and reads the head of the answer.
     fn ask(&mut self, method: &str, path: &str, body: &str) -> Outcome<(u16, Body)> {
-        let stream = self.stream.get_mut();
         let length = body.len();
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/json\r\n\
              Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
         );
-        stream.write_all(head.as_bytes())?;
-        stream.flush()?;
+        self.to.write_all(head.as_bytes())?;
         let status = self.line()?;
         let code = status.split(' ').nth(1).ok_or("an answer without a status")?.parse()?;
         let mut form = Body::Sized(0);
@@ -104,7 +99,7 @@ impl Connection {
         let size = usize::from_str_radix(&self.line()?, 16)?;
         let start = to.len();
         to.resize(start + size, 0);
-        self.stream.read_exact(&mut to[start..])?;
+        self.from.read_exact(&mut to[start..])?;
         self.line()?;
         Ok(size > 0)
     }
@@ -112,7 +107,7 @@ impl Connection {
     /// The next line, without its end.
     fn line(&mut self) -> Outcome<String> {
         let mut line = String::new();
-        match self.stream.read_line(&mut line)? {
+        match self.from.read_line(&mut line)? {
             0 => Err("the server hung up".into()),
             _ => Ok(line.trim_end().to_owned()),
         }
