@@ -3,6 +3,7 @@
 
 use std::process::ExitCode;
 
+mod bench;
 mod image;
 mod kinds;
 mod tidy;
@@ -15,6 +16,7 @@ type Chore = (&'static str, &'static str, fn(&[String]) -> Result<(), String>);
 
 const CHORES: &[Chore] = &[
     ("tidy", "check the rules that no compiler checks", tidy::run),
+    ("bench", "measure the release binary: [NAME…] [--knarr PATH] [--json FILE]", bench::run),
     ("image", "make an OCI archive of Debian's files: --out FILE [--name NAME] nginx", image::run),
     ("kinds", "write core/api/data/kinds.txt: --discovery DIR --swagger FILE", kinds::run),
     ("types", "write core/schema/data/types.txt: --go-api DIR --go-apimachinery DIR", |args| {
