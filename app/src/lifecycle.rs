@@ -10,6 +10,7 @@ use knarr_api::Resource;
 use knarr_apiserver::Server;
 use knarr_client::{Client, StreamItem};
 use knarr_net::Network;
+use knarr_registry::User;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
@@ -17,7 +18,6 @@ use serde_json::Value;
 use crate::flags::{DownFlags, PlaceFlags, ResetFlags};
 use crate::paths::{self, NodePaths};
 use crate::process::Fatal;
-use crate::rings;
 
 const NODES: Resource = Resource::new("v1", "nodes");
 /// How long a process may take to end before it is killed.
@@ -40,13 +40,8 @@ fn running(dir: &Path) -> Option<Pid> {
 
 /// Waits until a node says that it is ready and takes Pods.
 pub(crate) async fn node_ready(server: &Arc<Server>, name: &str) -> Result<(), Fatal> {
-    let client = Client::in_process(server.clone(), rings::user("system:apiserver"));
-    let client = match client.get(NODES, &knarr_api::ObjectKey::new("", name)).await {
-        Ok(_) | Err(_) => Client::in_process(
-            server.clone(),
-            knarr_registry::User::new("system:apiserver", &["system:masters"]),
-        ),
-    };
+    let user = User::new("system:apiserver", &["system:masters"]);
+    let client = Client::in_process(server.clone(), user);
     let query = format!("fieldSelector=metadata.name%3D{name}");
     loop {
         let mut watch = client.watch(NODES, "", &query).await?;
@@ -162,10 +157,8 @@ pub(crate) async fn reset(flags: ResetFlags) -> Result<(), Fatal> {
     remove_links(&node).await?;
     let groups = knarr_sandbox::Hierarchies::detect()?;
     groups.remove(&format!("/knarr-{}", node.instance))?;
-    for pod in fs::read_dir(node.pods.join("pods")).into_iter().flatten().flatten() {
-        for volume in fs::read_dir(pod.path().join("volumes")).into_iter().flatten().flatten() {
-            rustix::mount::unmount(volume.path(), rustix::mount::UnmountFlags::DETACH).ok();
-        }
+    for dir in [&node.state, &node.pods] {
+        knarr_sandbox::unmount_below(dir)?;
     }
     for dir in [&place.data_dir, &node.state, &node.pods.join("pods"), &node.logs] {
         remove_dir(dir)?;

@@ -58,7 +58,7 @@ pub(crate) fn take_down(
 }
 
 /// Unmounts everything at or below a folder, the latest first.
-pub(crate) fn unmount_below(dir: &Path) -> io::Result<()> {
+pub fn unmount_below(dir: &Path) -> io::Result<()> {
     let Ok(dir) = fs::canonicalize(dir) else { return Ok(()) };
     let table = fs::read_to_string("/proc/self/mountinfo")?;
     let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);

@@ -27,7 +27,7 @@ mod sys;
 mod watch;
 
 pub use cgroup::Hierarchies;
-pub use cleanup::cleanup;
+pub use cleanup::{cleanup, unmount_below};
 pub use runtime::{Config, CreateContainer, Event, Events, Runtime};
 pub use shim::shim_main;
 pub use state::layers_in_use;
