@@ -33,9 +33,9 @@ fn running(dir: &Path) -> Option<Pid> {
     let text = fs::read_to_string(dir.join("pid")).ok()?;
     let pid: i32 = text.trim().parse().ok()?;
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    (name.trim() == "knarr" && pid != std::process::id().cast_signed())
-        .then(|| Pid::from_raw(pid))
-        .flatten()
+    // A pid may have been given to somebody else meanwhile; ours is called as we are.
+    let own = fs::read_to_string("/proc/self/comm").ok()?;
+    (name == own && pid != std::process::id().cast_signed()).then(|| Pid::from_raw(pid)).flatten()
 }
 
 /// Waits until a node says that it is ready and takes Pods.

@@ -29,8 +29,15 @@ impl Remote {
 
     /// A server that these TLS settings recognise.
     pub(crate) fn with_tls(server: &str, token: Option<String>, tls: rustls::ClientConfig) -> Self {
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http2().build();
+        let mut tcp = HttpConnector::new();
+        // Requests are small and somebody waits for each: never hold one back for the next.
+        tcp.set_nodelay(true);
+        tcp.enforce_http(false);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_only()
+            .enable_http2()
+            .wrap_connector(tcp);
         let pool = Pool::builder(TokioExecutor::new()).build(connector);
         Self { server: server.trim_end_matches('/').to_owned(), token, pool }
     }

@@ -16,6 +16,7 @@ use knarr_podlife::config::Paths;
 use knarr_reconcile::Change;
 use knarr_sandbox::{Config, Event, Events, Runtime};
 use knarr_typed::{Pod, Typed};
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -26,6 +27,8 @@ use crate::{PODS, report, serve};
 
 /// Watch items waiting for the agent.
 const MAX_ITEMS: usize = 256;
+/// Events waiting to be recorded; more are dropped.
+const MAX_EVENTS: usize = 1024;
 
 /// What a node is told.
 #[derive(Clone, Debug)]
@@ -97,6 +100,8 @@ pub(crate) struct Node {
     pub(crate) pool: Mutex<Option<Pool>>,
     pub(crate) memory: i64,
     pub(crate) cpus: i64,
+    /// Events on their way to the API server, (namespace, event): no Pod waits for them.
+    pub(crate) events: mpsc::Sender<(String, Value)>,
 }
 
 impl Node {
@@ -152,7 +157,9 @@ pub async fn run(
     let images = Images::open(config.state_dir.join("images")).map_err(machine)?;
     let runtime = Config { state_dir: config.state_dir.join("runtime"), shim: config.shim.clone() };
     let (runtime, events) = Runtime::open(runtime).map_err(machine)?;
+    let (events_send, events_queue) = mpsc::channel(MAX_EVENTS);
     let node = Arc::new(Node {
+        events: events_send,
         network: Network::open().map_err(machine)?,
         pool: Mutex::new(None),
         runtime: Arc::new(runtime),
@@ -165,6 +172,7 @@ pub async fn run(
     report::register(&node).await.map_err(AgentError::Api)?;
     info!(node = node.config.name, "node registered");
     let mut tasks = JoinSet::new();
+    tasks.spawn(report::record(node.client.clone(), events_queue));
     tasks.spawn(report::heartbeat(node.clone()));
     tasks.spawn(serve::serve(node.clone(), listener, drain.clone()));
     let (send, items) = mpsc::channel(MAX_ITEMS);

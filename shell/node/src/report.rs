@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use knarr_api::{ObjectKey, Reason, Resource};
-use knarr_client::{ClientError, PatchType};
+use knarr_client::{Client, ClientError, PatchType};
 use knarr_net::{Pool, Subnet};
 use knarr_podlife::env::Sources;
 use knarr_podlife::volumes::{Need, needs};
 use knarr_typed::Pod;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use crate::agent::Node;
@@ -226,8 +227,17 @@ async fn renew(node: &Node) -> Result<(), ClientError> {
     }
 }
 
-/// Records an event about a Pod; one that is refused is not worth a retry.
-pub(crate) async fn event(node: &Node, pod: &Pod, warning: bool, reason: &str, message: &str) {
+/// Records events as they come; one that is refused is not worth a retry.
+pub(crate) async fn record(client: Client, mut events: mpsc::Receiver<(String, Value)>) {
+    while let Some((namespace, event)) = events.recv().await {
+        if let Err(error) = client.create(EVENTS, &namespace, &event).await {
+            debug!(%error, reason = %event["reason"], "an event was not taken");
+        }
+    }
+}
+
+/// Has an event about a Pod recorded.
+pub(crate) fn event(node: &Node, pod: &Pod, warning: bool, reason: &str, message: &str) {
     let at = now();
     let key = crate::worker::key(pod);
     let name = format!("{}.{:x}", key.name, at.as_nanosecond());
@@ -242,8 +252,8 @@ pub(crate) async fn event(node: &Node, pod: &Pod, warning: bool, reason: &str, m
         "reportingComponent": "kubelet", "reportingInstance": node.config.name,
         "firstTimestamp": stamp(at), "lastTimestamp": stamp(at),
     });
-    if let Err(error) = node.client.create(EVENTS, &key.namespace, &object).await {
-        debug!(%key, reason, %error, "an event was not taken");
+    if node.events.try_send((key.namespace.clone(), object)).is_err() {
+        debug!(%key, reason, "too many events: one is dropped");
     }
 }
 

@@ -146,7 +146,7 @@ impl Worker {
     /// Tells the API server, when there is something new to tell.
     async fn report(&mut self, pod: &Pod, decision: &Decision) {
         for event in &decision.events {
-            report::event(&self.node, pod, event.warning, event.reason, &event.message).await;
+            report::event(&self.node, pod, event.warning, event.reason, &event.message);
         }
         let gone = decision.actions.contains(&Action::Forget);
         if decision.status == self.reported || gone && self.reported.is_null() {
@@ -207,7 +207,7 @@ impl Worker {
             other => other,
         };
         let text = if event == "Failed" { format!("Error: {message}") } else { message.clone() };
-        report::event(&self.node, pod, true, event, &text).await;
+        report::event(&self.node, pod, true, event, &text);
         let failure = Failure { reason: reason.to_owned(), message, at: now(), times };
         self.failures.insert(name, failure);
     }
@@ -338,7 +338,7 @@ impl Worker {
         wanted.labels.insert(UID_LABEL.to_owned(), uid);
         let image = container.image.clone().unwrap_or_default();
         let text = format!("Container image {image:?} already present on machine");
-        report::event(&self.node, pod, false, "Pulled", &text).await;
+        report::event(&self.node, pod, false, "Pulled", &text);
         let sandbox = sandbox.clone();
         let created = self.node.blocking(move |node| {
             let unpacked = node.images.unpacked(&image).map_err(|error| error.to_string())?;
@@ -352,7 +352,7 @@ impl Worker {
         });
         let id = created.await.map_err(|error| step("CreateContainerError")(&error))?;
         let text = "Container created";
-        report::event(&self.node, pod, false, "Created", text).await;
+        report::event(&self.node, pod, false, "Created", text);
         let starting = id.clone();
         let started = self.node.blocking(move |node| node.runtime.start_container(&starting)).await;
         if let Err(error) = started {
@@ -361,7 +361,7 @@ impl Worker {
         }
         info!(pod = %key(pod), container = name, attempt, "container started");
         let text = "Container started";
-        report::event(&self.node, pod, false, "Started", text).await;
+        report::event(&self.node, pod, false, "Started", text);
         Ok(())
     }
 
