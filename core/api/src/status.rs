@@ -12,54 +12,28 @@ use serde_json::{Map, Value, json};
 
 use crate::{GroupResource, Kind};
 
-/// metav1.StatusReason: what a client may decide on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names are the values that go over the wire")]
-pub enum Reason {
-    Unauthorized,
-    Forbidden,
-    NotFound,
-    AlreadyExists,
-    Conflict,
-    Gone,
-    Invalid,
-    ServerTimeout,
-    TooManyRequests,
-    BadRequest,
-    MethodNotAllowed,
-    NotAcceptable,
-    RequestEntityTooLarge,
-    UnsupportedMediaType,
-    InternalError,
-    Expired,
-    ServiceUnavailable,
-    Unknown,
+/// Declares the reasons once, as an enum and as a list.
+macro_rules! reasons {
+    ($($name:ident)*) => {
+        /// metav1.StatusReason: what a client may decide on.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(missing_docs, reason = "the names are the values that go over the wire")]
+        pub enum Reason { $($name),* }
+
+        const REASONS: &[Reason] = &[$(Reason::$name),*];
+    };
+}
+
+reasons! {
+    Unauthorized Forbidden NotFound AlreadyExists Conflict Gone Invalid ServerTimeout
+    TooManyRequests BadRequest MethodNotAllowed NotAcceptable RequestEntityTooLarge
+    UnsupportedMediaType InternalError Expired ServiceUnavailable Unknown
 }
 
 impl Reason {
     /// Reads a reason as it stands in a Status.
     pub fn parse(text: &str) -> Option<Self> {
-        use Reason::*;
-        let all = [
-            Unauthorized,
-            Forbidden,
-            NotFound,
-            AlreadyExists,
-            Conflict,
-            Gone,
-            Invalid,
-            ServerTimeout,
-            TooManyRequests,
-            BadRequest,
-            MethodNotAllowed,
-            NotAcceptable,
-            RequestEntityTooLarge,
-            UnsupportedMediaType,
-            InternalError,
-            Expired,
-            ServiceUnavailable,
-        ];
-        all.into_iter().find(|reason| format!("{reason:?}") == text)
+        REASONS.iter().copied().find(|reason| format!("{reason:?}") == text)
     }
 
     /// The HTTP status code that goes with it.

@@ -7,6 +7,7 @@ pub mod certificates;
 mod claim;
 mod conditions;
 pub mod deployment;
+pub mod event_ttl;
 mod finder;
 pub mod garbage_collector;
 pub mod namespace;
@@ -32,6 +33,7 @@ pub fn all(config: &Config) -> Vec<Controller> {
     Vec::from([
         certificates::controller(),
         deployment::controller(),
+        event_ttl::controller(),
         garbage_collector::controller(&every),
         namespace::controller(&namespaced),
         node_ipam::controller(),

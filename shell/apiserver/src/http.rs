@@ -264,8 +264,7 @@ fn watch_body(watcher: Watcher, drain: watch::Receiver<bool>) -> OutBody {
                 Some((Ok(Frame::data(out.concat().into())), Some((watcher, drain))))
             }
             Err(WatcherEnd::Done) => None,
-            Err(WatcherEnd::Expired { oldest }) => {
-                let after = oldest;
+            Err(WatcherEnd::Expired { after, oldest }) => {
                 Some((Ok(Frame::data(watcher.spec().expired(after, oldest))), None))
             }
         }

@@ -23,6 +23,8 @@ pub enum WatcherEnd {
     Done,
     /// Its cursor lies before what the history still holds: list again.
     Expired {
+        /// The revision it had come to.
+        after: Revision,
         /// The oldest revision there is.
         oldest: Revision,
     },
@@ -104,7 +106,8 @@ impl Watcher {
         let wake = if self.spec.bookmarks { self.bookmark.min(self.end) } else { self.end };
         tokio::select! {
             batch = watch.next() => {
-                let batch = batch.map_err(over)?;
+                let after = watch.progress();
+                let batch = batch.map_err(|error| over(error, after))?;
                 let seen = batch.events.iter().filter_map(|event| self.spec.see(event));
                 self.queue.extend(seen.map(Next::Seen));
                 Ok(())
@@ -129,9 +132,9 @@ impl Watcher {
     }
 }
 
-fn over(error: WatchError) -> WatcherEnd {
+fn over(error: WatchError, after: Revision) -> WatcherEnd {
     match error {
-        WatchError::Compacted(compacted) => WatcherEnd::Expired { oldest: compacted.oldest },
+        WatchError::Compacted(compacted) => WatcherEnd::Expired { after, oldest: compacted.oldest },
         _ => WatcherEnd::Done,
     }
 }

@@ -44,7 +44,10 @@ pub fn kinds() -> Vec<KindRow> {
 }
 
 pub fn resource_of(tree: &Value) -> Resource {
-    let found = KINDS.iter().find(|(v, k, ..)| tree["apiVersion"] == *v && tree["kind"] == *k);
+    // Events are met by their own controller only, not by those that walk every kind.
+    let all = KINDS.iter().chain(&[("v1", "Event", "events", true)]);
+    let mut all = all.filter(|(v, k, ..)| tree["apiVersion"] == *v && tree["kind"] == *k);
+    let found = all.next();
     let (api_version, _, plural, _) = found.unwrap_or_else(|| panic!("unknown kind in {tree}"));
     Resource::new(api_version, plural)
 }
