@@ -201,3 +201,105 @@ fn refers_to_secret(pod: &Value, name: &str) -> bool {
 fn refers_to_config_map(pod: &Value, name: &str) -> bool {
     refers(&pod["spec"], &["configMap", "configMapRef", "configMapKeyRef"], name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::Config;
+    use crate::object::Snapshot;
+    use crate::views::Views;
+    use alloc::string::ToString;
+    use alloc::vec::Vec;
+    use knarr_mvcc::{Command, Keyspace, LeaseId, Op, Txn};
+    use knarr_schema::Schema;
+    use serde_json::json;
+
+    fn put(keyspace: &mut Keyspace, key: &str, object: &Value) {
+        let (key, value) = (key.as_bytes().to_vec().into(), object.to_string().into());
+        let success = Vec::from([Op::Put { key, value, lease: LeaseId(0) }]);
+        let index = keyspace.index() + 1;
+        keyspace.apply(index, &Command::Txn(Txn { success, ..Txn::default() })).expect("applied");
+    }
+
+    /// Runs a check in a world with these objects, at 2026-01-01.
+    fn in_world<R>(objects: &[(&str, Value)], check: impl FnOnce(&World<'_>) -> R) -> R {
+        let mut keyspace = Keyspace::new();
+        objects.iter().for_each(|(key, object)| put(&mut keyspace, key, object));
+        let snapshot = Snapshot::new(&keyspace, keyspace.revision());
+        let mut views = Views::new(Schema::builtin());
+        views.advance(snapshot);
+        let word = || "x".to_owned();
+        let config = Config { version: word(), issuer: word(), advertise: word() };
+        let now = "2026-01-01T00:00:00Z".parse().expect("a time");
+        check(&World { snapshot, views: &views, config: &config, now, seed: 1 })
+    }
+
+    fn token_secret(change: impl FnOnce(&mut Value)) -> Value {
+        let mut data = json!({"token-id": "abcdef", "token-secret": "0123456789abcdef",
+            "usage-bootstrap-authentication": "true"});
+        change(&mut data);
+        for (_, value) in data.as_object_mut().into_iter().flatten() {
+            *value = STANDARD.encode(value.as_str().unwrap_or_default()).into();
+        }
+        json!({"metadata": {"name": "bootstrap-token-abcdef", "namespace": "kube-system"},
+            "type": "bootstrap.kubernetes.io/token", "data": data})
+    }
+
+    #[test]
+    fn a_bootstrap_token_is_taken_only_whole_alive_and_for_this_use() {
+        let good = "abcdef.0123456789abcdef";
+        type Change = fn(&mut Value);
+        let cases: [(&str, Change, bool); 6] = [
+            (good, |_| {}, true),
+            ("abcdef.0123456789abcdee", |_| {}, false),
+            ("abcdee.0123456789abcdef", |_| {}, false),
+            (good, |data| data["expiration"] = "2025-12-31T23:59:59Z".into(), false),
+            (good, |data| data["expiration"] = "2026-01-01T00:00:01Z".into(), true),
+            (good, |data| data["usage-bootstrap-authentication"] = "false".into(), false),
+        ];
+        for (token, change, expected) in cases {
+            let key = "/registry/secrets/kube-system/bootstrap-token-abcdef";
+            let user = in_world(&[(key, token_secret(change))], |world| {
+                authenticate(world, &Credential::Token(token.to_owned()))
+            });
+            assert_eq!(user.is_ok(), expected, "{token}");
+            if let Ok(user) = user {
+                assert!(user.in_group("system:bootstrappers"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_reads_only_what_its_own_pods_refer_to() {
+        let pod = |node: &str| {
+            json!({"metadata": {"name": "p", "namespace": "a"}, "spec": {"nodeName": node,
+                "serviceAccountName": "sa", "volumes": [{"secret": {"secretName": "vol"}}],
+                "containers": [{"envFrom": [{"secretRef": {"name": "env"}}]}]}})
+        };
+        let role = json!({"metadata": {"name": "system:node"}, "rules": [{"verbs": ["*"],
+            "apiGroups": [""], "resources": ["secrets", "pods"]}]});
+        let objects =
+            [("/registry/pods/a/p", pod("n")), ("/registry/clusterroles/system:node", role)];
+        let node = |name: &str| User::new(alloc::format!("system:node:{name}"), &["system:nodes"]);
+        let wanted = |resource: &str, name: &str| Attributes {
+            verb: "get".to_owned(),
+            resource: resource.to_owned(),
+            namespace: "a".to_owned(),
+            name: name.to_owned(),
+            ..Attributes::default()
+        };
+        in_world(&objects, |world| {
+            for (user, resource, name, expected) in [
+                ("n", "secrets", "vol", true),
+                ("n", "secrets", "env", true),
+                ("n", "secrets", "other", false),
+                ("n", "secrets", "", false),
+                ("m", "secrets", "vol", false),
+                ("m", "pods", "p", true),
+            ] {
+                let found = allowed(world, &node(user), &wanted(resource, name));
+                assert_eq!(found, expected, "{user} {resource} {name}");
+            }
+        });
+    }
+}

@@ -119,6 +119,11 @@ mod tests {
         assert_eq!(tokens.verify(&token, &["other".into()]), None);
         assert_eq!(tokens.verify(&tokens.sign(&claims, &[], -600), &[]), None);
         assert_eq!(tokens.verify(&token.replace('.', ".x"), &[]), None);
+        let other_cluster = Tokens::new("https://b", &authority).expect("keys");
+        assert_eq!(
+            other_cluster.verify(&tokens.sign(&claims, &["https://b".into()], 600), &[]),
+            None
+        );
         let elsewhere = tempfile::tempdir().expect("a directory");
         let stranger = Authority::load_or_create(elsewhere.path()).expect("a CA");
         let stranger = Tokens::new("https://a", &stranger).expect("keys");

@@ -110,3 +110,45 @@ pub fn pinned_config(hash: &str) -> Result<(ClientConfig, Arc<OnceLock<String>>)
         .with_no_client_auth();
     Ok((config, ca))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Authority, Identity, Usage, server_config};
+    use rustls::{ClientConnection, ServerConnection};
+
+    /// A handshake in memory; the CA that the client learned.
+    fn handshake(hash: &str, authority: &Authority) -> Result<Option<String>, Error> {
+        let identity = Identity { dns: vec!["localhost".into()], ..Identity::default() };
+        let mut signed = authority.issue(&identity, Usage::Server).expect("issued");
+        signed.certificate.push_str(authority.certificate());
+        let server = server_config(&signed, authority.certificate()).expect("a server");
+        let mut server = ServerConnection::new(server).expect("a connection");
+        let (client, ca) = pinned_config(hash).expect("a client");
+        let name = ServerName::try_from("localhost").expect("a name");
+        let mut client = ClientConnection::new(Arc::new(client), name).expect("a connection");
+        while client.is_handshaking() {
+            let mut bytes = Vec::new();
+            client.write_tls(&mut bytes).expect("to memory");
+            server.read_tls(&mut bytes.as_slice()).expect("from memory");
+            server.process_new_packets()?;
+            let mut bytes = Vec::new();
+            server.write_tls(&mut bytes).expect("to memory");
+            client.read_tls(&mut bytes.as_slice()).expect("from memory");
+            client.process_new_packets()?;
+        }
+        Ok(ca.get().cloned())
+    }
+
+    #[test]
+    fn only_the_ca_that_the_token_names_is_believed() {
+        let (here, there) = (tempfile::tempdir(), tempfile::tempdir());
+        let (here, there) = (here.expect("a folder"), there.expect("a folder"));
+        let ours = Authority::load_or_create(here.path()).expect("a CA");
+        let theirs = Authority::load_or_create(there.path()).expect("a CA");
+        let hash = ca_hash(ours.certificate()).expect("a certificate");
+        let learned = handshake(&hash, &ours).expect("a handshake").expect("a CA");
+        assert_eq!(ca_hash(&learned).expect("a certificate"), hash);
+        assert!(handshake(&hash, &theirs).is_err(), "another CA");
+    }
+}
