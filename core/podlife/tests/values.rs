@@ -143,6 +143,8 @@ fn volume(volume: Value) -> String {
     }
 }
 
+const MAP_FILES: &str = "a 644 1\nb 644 two\nbin 644 \0\x01";
+
 #[test]
 fn volumes_hold_what_they_project() {
     let token = json!({"serviceAccountToken": {"path": "token"}});
@@ -152,7 +154,7 @@ fn volumes_hold_what_they_project() {
     let downward = json!({"downwardAPI": {"items": [item]}});
     let projected = json!({"projected": {"defaultMode": 0o444, "sources": [token, map, downward]}});
     assert_eq!(volume(projected), "token 444 TOKEN\nd/a 444 1\nlabels 600 x");
-    assert_eq!(volume(json!({"configMap": {"name": "map"}})), "a 644 1\nb 644 two\nbin 644 \0\x01");
+    assert_eq!(volume(json!({"configMap": {"name": "map"}})), MAP_FILES);
     let secret = json!({"secretName": "secret", "items": [{"key": "k", "path": "x", "mode": 256}]});
     assert_eq!(volume(json!({"secret": secret})), "x 400 sesame");
     assert_eq!(volume(json!({"configMap": {"name": "none", "optional": true}})), "");
@@ -192,7 +194,7 @@ fn everything_referred_to_is_needed() {
             {"name": "E", "valueFrom": {"configMapKeyRef": {"name": "m1", "key": "k"}}}]}],
         "volumes": [{"name": "v", "secret": {"secretName": "s2"}},
             {"name": "w", "projected": {"sources": [{"configMap": {"name": "m2"}},
-                {"serviceAccountToken": {"path": "t", "audience": "x", "expirationSeconds": 600}}]}}]
+               {"serviceAccountToken": {"path":"t", "audience": "x", "expirationSeconds": 600}}]}}]
     });
     let needs: Vec<Need> = needs(&pod(spec, "BestEffort")).into_iter().collect();
     let map = |name: &str| Need::ConfigMap(name.to_owned());
