@@ -87,7 +87,8 @@ pub fn sandbox(pod: &Pod, paths: &Paths, attempt: u32) -> cri::PodSandboxConfig 
         ..cri::LinuxPodSandboxConfig::default()
     };
     linux.security_context.namespace_options = namespaces(&spec);
-    linux.security_context.privileged = spec.containers.iter().any(privileged);
+    let inits = spec.init_containers.iter().flatten();
+    linux.security_context.privileged = inits.chain(&spec.containers).any(privileged);
     cri::PodSandboxConfig {
         metadata: cri::PodSandboxMetadata {
             name: word(&pod.metadata.name),
@@ -95,7 +96,7 @@ pub fn sandbox(pod: &Pod, paths: &Paths, attempt: u32) -> cri::PodSandboxConfig 
             namespace: word(&pod.metadata.namespace),
             attempt,
         },
-        hostname: hostname(pod),
+        hostname: if host_network(pod) { String::new() } else { hostname(pod) },
         log_directory: paths.logs.clone(),
         labels: pod.metadata.labels.clone().unwrap_or_default(),
         annotations: BTreeMap::new(),
@@ -221,7 +222,7 @@ fn resources(pod: &Pod, container: &Container, node_memory: i64) -> cri::LinuxCo
     let milli = |quantity: &Quantity| quantity.milli_value();
     let units = |quantity: &Quantity| quantity.value();
     let cpu = amount(requests, "cpu", milli).or(amount(limits, "cpu", milli)).unwrap_or(0);
-    let quota = amount(limits, "cpu", milli);
+    let quota = amount(limits, "cpu", milli).filter(|milli| *milli > 0);
     let memory_request = amount(requests, "memory", units).unwrap_or(0);
     cri::LinuxContainerResources {
         cpu_period: quota.map_or(0, |_| CPU_PERIOD_MICROS),

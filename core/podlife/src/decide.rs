@@ -14,6 +14,8 @@ use crate::status::{self, Waiting};
 use crate::{Action, Decision, ImageState, Observed, PodEvent};
 
 const DEFAULT_GRACE_SECONDS: i64 = 30;
+/// What a sidecar has at least, if there is a grace period at all.
+const MIN_GRACE_SECONDS: i64 = 2;
 /// How often a missing image is looked for.
 const IMAGE_RETRY: SignedDuration = SignedDuration::from_secs(2);
 
@@ -81,24 +83,40 @@ impl<'a> Look<'a> {
         asked.or(own).unwrap_or(DEFAULT_GRACE_SECONDS).max(0).unsigned_abs()
     }
 
+    /// What the others left of the grace period to the sidecars.
+    fn grace_left(&self) -> u64 {
+        let Some(end) = &self.pod.metadata.deletion_timestamp else { return self.grace() };
+        let left = end.0.duration_since(self.now).as_secs().max(MIN_GRACE_SECONDS);
+        self.grace().min(left.unsigned_abs())
+    }
+
     /// Whether the Pod has done all it ever will.
     pub(crate) fn over(&self) -> bool {
-        if self.restart_policy() == "Always" {
-            return false;
-        }
+        self.final_phase().is_some() || self.restart_policy() != "Always" && self.all_ended()
+    }
+
+    /// The phase that was reported, if a Pod never leaves it.
+    pub(crate) fn final_phase(&self) -> Option<&'static str> {
+        let told = self.pod.status.as_ref()?.phase.as_deref()?;
+        ["Succeeded", "Failed"].into_iter().find(|phase| *phase == told)
+    }
+
+    fn all_ended(&self) -> bool {
         let ended = |container: &Container| {
             let run = self.newest(&container.name);
             run.is_some_and(|run| run.state == ContainerState::Exited && !self.restarts(run))
         };
-        let init_failed = self.inits().iter().any(|container| {
-            !is_sidecar(container)
-                && self.newest(&container.name).is_some_and(|run| {
-                    run.state == ContainerState::Exited
-                        && run.exit_code != 0
-                        && self.restart_policy() == "Never"
-                })
-        });
-        init_failed || self.spec.containers.iter().all(ended)
+        self.init_failed() || self.spec.containers.iter().all(ended)
+    }
+
+    /// Whether an init container failed that is not tried again.
+    pub(crate) fn init_failed(&self) -> bool {
+        let failed = |container: &Container| {
+            let run = self.newest(&container.name);
+            run.is_some_and(|run| run.state == ContainerState::Exited && run.exit_code != 0)
+        };
+        let inits = self.inits().iter().filter(|container| !is_sidecar(container));
+        self.restart_policy() == "Never" && { inits }.any(failed)
     }
 
     /// Whether a run that ended is to be followed by another.
@@ -143,7 +161,7 @@ impl Steps<'_> {
 
     /// On its way out: containers first, sidecars after the others, then all the rest.
     fn terminate(&mut self, look: &Look<'_>) {
-        if self.kill_running(look, look.grace()) {
+        if self.kill_running(look) {
             return;
         }
         for sandbox in look.observed.sandboxes.iter().filter(|s| s.state == PodSandboxState::Ready)
@@ -160,30 +178,29 @@ impl Steps<'_> {
         self.act(Action::Forget);
     }
 
-    /// Ends what runs, the sidecars last; whether there was something.
-    fn kill_running(&mut self, look: &Look<'_>, grace: u64) -> bool {
-        let sidecars = look.inits().iter().filter(|c| is_sidecar(c));
-        let sidecars: Vec<&str> = sidecars.map(|c| c.name.as_str()).collect();
-        let running: Vec<&ContainerStatus> = look
-            .observed
-            .containers
-            .iter()
-            .filter(|c| matches!(c.state, ContainerState::Running | ContainerState::Created))
-            .collect();
-        let is_last = |c: &&&ContainerStatus| sidecars.contains(&c.metadata.name.as_str());
-        let first: Vec<_> = running.iter().filter(|c| !is_last(c)).collect();
-        let turn: Vec<_> = if first.is_empty() { running.iter().collect() } else { first };
-        for container in &turn {
+    /// Ends what runs, the sidecars last and backwards; whether there was something.
+    fn kill_running(&mut self, look: &Look<'_>) -> bool {
+        let active = |c: &&ContainerStatus| {
+            matches!(c.state, ContainerState::Running | ContainerState::Created)
+        };
+        let place = |c: &ContainerStatus| {
+            let is_it = |init: &Container| is_sidecar(init) && init.name == c.metadata.name;
+            look.inits().iter().position(is_it).unwrap_or(usize::MAX)
+        };
+        let running = || look.observed.containers.iter().filter(active);
+        let Some(last) = running().map(place).max() else { return false };
+        let grace = if last == usize::MAX { look.grace() } else { look.grace_left() };
+        for container in running().filter(|c| grace == 0 || place(c) == last) {
             let name = container.metadata.name.clone();
             self.event(false, "Killing", format!("Stopping container {name}"));
             self.act(Action::Kill { id: container.id.clone(), name, grace });
         }
-        !turn.is_empty()
+        true
     }
 
     /// Done for good: nothing keeps running, the logs stay until the Pod is deleted.
     fn wind_up(&mut self, look: &Look<'_>) {
-        if self.kill_running(look, look.grace()) {
+        if self.kill_running(look) {
             return;
         }
         for sandbox in look.observed.sandboxes.iter().filter(|s| s.state == PodSandboxState::Ready)

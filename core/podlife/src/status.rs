@@ -14,6 +14,9 @@ use serde_json::{Value, json};
 use crate::decide::{Look, is_sidecar};
 use crate::{ImageState, Observed};
 
+const OWN_CONDITIONS: [&str; 5] =
+    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+
 /// Why containers are not running, by name: (reason, message).
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Waiting(BTreeMap<String, (String, String)>);
@@ -76,16 +79,23 @@ fn addresses(observed: &Observed, status: &mut Value) {
 /// Pending, Running, Succeeded or Failed.
 fn phase(look: &Look<'_>) -> &'static str {
     let newest = |c: &Container| look.newest(&c.name);
-    if look.over() || look.deleting() && nothing_runs(look) && look.restart_policy() != "Always" {
-        let failed = |c: &Container| newest(c).is_some_and(|run| run.exit_code != 0);
-        let init_failed = look.inits().iter().any(|c| !is_sidecar(c) && failed(c));
-        let any = init_failed || look.spec.containers.iter().any(failed);
-        let unborn = look.spec.containers.iter().any(|c| newest(c).is_none());
-        return if any || unborn { "Failed" } else { "Succeeded" };
+    if let Some(phase) = look.final_phase() {
+        return phase;
     }
+    // Sidecars that still run keep the phase; a Pod on its way out starts nothing again.
+    let ended = look.over() && (look.init_failed() || nothing_runs(look));
+    if ended || look.deleting() && nothing_runs(look) {
+        let failed = |c: &Container| newest(c).is_none_or(|run| run.exit_code != 0);
+        let any = look.init_failed() || look.spec.containers.iter().any(failed);
+        return if any { "Failed" } else { "Succeeded" };
+    }
+    let started = |c: &Container| {
+        newest(c)
+            .is_some_and(|run| run.state != ContainerState::Created || run.metadata.attempt > 0)
+    };
     // Containers ended for good only because the Pod is deleted count as ended, too.
-    let begun = look.spec.containers.iter().any(|c| newest(c).is_some());
-    let all = look.spec.containers.iter().all(|c| newest(c).is_some());
+    let begun = look.spec.containers.iter().any(started);
+    let all = look.spec.containers.iter().all(started);
     if begun && (all || look.deleting()) { "Running" } else { "Pending" }
 }
 
@@ -128,8 +138,20 @@ fn default_wait(look: &Look<'_>, container: &Container) -> &'static str {
     "PodInitializing"
 }
 
+/// What was reported of a container of a Pod that is over: it stands though the container is gone.
+fn told(look: &Look<'_>, container: &Container) -> Option<Value> {
+    look.final_phase()?;
+    let status = look.pod.status.as_ref()?;
+    let mut all = [&status.init_container_statuses, &status.container_statuses].into_iter();
+    let told = all.find_map(|list| list.iter().flatten().find(|s| s.name == container.name))?;
+    serde_json::to_value(told).ok()
+}
+
 fn container(look: &Look<'_>, waiting: &Waiting, container: &Container) -> Value {
     let runs = look.runs(&container.name);
+    if let Some(told) = told(look, container).filter(|_| runs.is_empty()) {
+        return told;
+    }
     let held = waiting.0.get(&container.name);
     let wait = held.map(|(reason, message)| {
         let mut state = json!({"waiting": {"reason": reason}});
@@ -174,13 +196,13 @@ fn container(look: &Look<'_>, waiting: &Waiting, container: &Container) -> Value
 
 fn conditions(look: &Look<'_>, phase: &str, apps: &[Value], inits: &[Value]) -> Value {
     let is_ready = |status: &&Value| status["ready"] == true;
+    let sidecars = look.inits().iter().zip(inits).filter(|(c, _)| is_sidecar(c)).map(|(_, s)| s);
+    let lasting = sidecars.chain(apps);
     let unready: Vec<&str> =
-        apps.iter().filter(|s| !is_ready(s)).filter_map(|s| s["name"].as_str()).collect();
-    let uninitialized: Vec<&str> = inits
-        .iter()
-        .filter(|s| !is_ready(s) && s["state"]["running"].is_null())
-        .filter_map(|s| s["name"].as_str())
-        .collect();
+        lasting.filter(|s| !is_ready(s)).filter_map(|s| s["name"].as_str()).collect();
+    // A sidecar is ready when it runs, the others when they ended well.
+    let uninitialized: Vec<&str> =
+        inits.iter().filter(|s| !is_ready(s)).filter_map(|s| s["name"].as_str()).collect();
     let begun = apps.iter().any(|s| s["restartCount"] != 0 || !s["state"]["waiting"].is_object());
     let over = matches!(phase, "Succeeded" | "Failed");
     let initialized = begun || uninitialized.is_empty() || phase == "Succeeded";
@@ -210,7 +232,15 @@ fn conditions(look: &Look<'_>, phase: &str, apps: &[Value], inits: &[Value]) -> 
     put("Ready", readiness.is_ok(), readiness.clone().err());
     put("ContainersReady", readiness.is_ok(), readiness.err());
     put("PodScheduled", true, None);
+    list.extend(foreign(look));
     list.into()
+}
+
+/// Conditions that others wrote, such as `DisruptionTarget`; they stand as they are.
+fn foreign(look: &Look<'_>) -> impl Iterator<Item = Value> {
+    let told = look.pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let foreign = told.filter(|condition| !OWN_CONDITIONS.contains(&condition.type_.as_str()));
+    foreign.filter_map(|condition| serde_json::to_value(condition).ok())
 }
 
 /// A condition; its transition time is kept while its status is.

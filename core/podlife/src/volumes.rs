@@ -249,7 +249,8 @@ fn keyed(
             Some(bytes) => put(files, &item.path, bytes, item_mode)?,
             None if keys.optional => {}
             None => {
-                return Err(format!("references non-existent {} key: {}", keys.what, item.key));
+                let what = if keys.what == "secret" { "secret" } else { "config" };
+                return Err(format!("references non-existent {what} key: {}", item.key));
             }
         }
     }
