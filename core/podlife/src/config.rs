@@ -120,6 +120,8 @@ pub struct Given {
     pub files: Vec<(String, String)>,
     /// The node's memory in bytes, for the out-of-memory score.
     pub node_memory: i64,
+    /// The image's own user: by number, by name, or neither (root).
+    pub image_user: (Option<i64>, String),
 }
 
 /// Why a container cannot be configured: `CreateContainerConfigError`.
@@ -136,6 +138,7 @@ pub fn container(
     given: &Given,
 ) -> Result<cri::ContainerConfig, ConfigError> {
     let spec = spec(pod);
+    check_non_root(pod, &spec, container, &given.image_user)?;
     let lookup = |name: &str| {
         let found = given.envs.iter().rev().find(|(key, _)| key == name);
         found.map(|(_, value)| value.clone())
@@ -164,6 +167,37 @@ pub fn container(
         },
         ..cri::ContainerConfig::default()
     })
+}
+
+/// Refuses to run as root what must not (`runAsNonRoot`); upstream's texts.
+fn check_non_root(
+    pod: &Pod,
+    spec: &PodSpec,
+    container: &Container,
+    (image_uid, image_name): &(Option<i64>, String),
+) -> Result<(), ConfigError> {
+    let (own, whole) = (container.security_context.as_ref(), spec.security_context.as_ref());
+    let wanted = own.and_then(|own| own.run_as_non_root);
+    if !wanted.or(whole.and_then(|whole| whole.run_as_non_root)).unwrap_or(false) {
+        return Ok(());
+    }
+    let asked = own.and_then(|own| own.run_as_user).or(whole.and_then(|whole| whole.run_as_user));
+    let why = match (asked, image_uid, image_name.as_str()) {
+        (Some(0), ..) => "container's runAsUser breaks non-root policy".to_owned(),
+        (Some(_), ..) => return Ok(()),
+        (None, Some(0), _) | (None, None, "") => {
+            "container has runAsNonRoot and image will run as root".to_owned()
+        }
+        (None, Some(_), _) => return Ok(()),
+        (None, None, name) => format!(
+            "container has runAsNonRoot and image has non-numeric user ({name}), cannot verify \
+             user is non-root"
+        ),
+    };
+    let (name, namespace) = (word(&pod.metadata.name), word(&pod.metadata.namespace));
+    let uid = word(&pod.metadata.uid);
+    let whose = format!("{name}_{namespace}({uid})");
+    Err(format!("{why} (pod: {whose:?}, container: {})", container.name))
 }
 
 fn mounts(container: &Container, given: &Given) -> Result<Vec<cri::Mount>, ConfigError> {

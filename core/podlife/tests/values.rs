@@ -328,3 +328,28 @@ fn a_privileged_container_sees_the_node() {
     assert!(!made.linux.security_context.privileged);
     assert!(around.linux.security_context.privileged, "an init container counts, too");
 }
+
+#[test]
+fn what_must_not_be_root_is_not() {
+    let spec = |non_root: bool, user: Option<i64>| {
+        let mut context = json!({"runAsNonRoot": non_root});
+        if let Some(user) = user {
+            context["runAsUser"] = user.into();
+        }
+        pod(
+            json!({"securityContext": context, "containers": [{"name": "c", "image": "i"}]}),
+            "BestEffort",
+        )
+    };
+    let refused = |pod: &Pod, uid: Option<i64>, name: &str| {
+        let given = Given { image_user: (uid, name.into()), ..Given::default() };
+        container(pod, &only(pod), 0, &given).is_err()
+    };
+    assert!(!refused(&spec(false, None), Some(0), ""));
+    assert!(refused(&spec(true, None), Some(0), ""));
+    assert!(refused(&spec(true, None), None, ""), "an image without a user runs as root");
+    assert!(refused(&spec(true, None), None, "nginx"), "a name proves nothing");
+    assert!(!refused(&spec(true, None), Some(7), ""));
+    assert!(!refused(&spec(true, Some(7)), Some(0), ""));
+    assert!(refused(&spec(true, Some(0)), Some(7), ""));
+}

@@ -333,10 +333,14 @@ impl Worker {
     ) -> Result<(), StepError> {
         let Action::StartContainer { name, sandbox, attempt } = action else { return Ok(()) };
         let Some(container) = containers(pod).find(|c| c.name == *name) else { return Ok(()) };
-        let mut wanted = self.container_config(pod, container, *attempt, observed)?;
+        let image = container.image.clone().unwrap_or_default();
+        let named = image.clone();
+        let found = self.node.blocking(move |node| node.images.status(&named)).await;
+        let user = found.ok().flatten().map(|image| (image.uid, image.username));
+        let user = user.unwrap_or_default();
+        let mut wanted = self.container_config(pod, container, *attempt, observed, user)?;
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         wanted.labels.insert(UID_LABEL.to_owned(), uid);
-        let image = container.image.clone().unwrap_or_default();
         let text = format!("Container image {image:?} already present on machine");
         report::event(&self.node, pod, false, "Pulled", &text);
         let sandbox = sandbox.clone();
@@ -371,6 +375,7 @@ impl Worker {
         container: &Container,
         attempt: u32,
         observed: &Observed,
+        image_user: (Option<i64>, String),
     ) -> Result<knarr_oci::cri::ContainerConfig, StepError> {
         let failed = step("CreateContainerConfigError");
         let itself = self.itself(observed.addresses.clone());
@@ -380,6 +385,7 @@ impl Worker {
             volumes: self.volumes.clone(),
             files: files::shared(&self.node.paths(pod)),
             node_memory: self.node.memory,
+            image_user,
         };
         config::container(pod, container, attempt, &given).map_err(|error| failed(&error))
     }
