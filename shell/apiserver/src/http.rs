@@ -31,6 +31,8 @@ use crate::watcher::{Watcher, WatcherEnd};
 const MAX_BODY: usize = 3 << 20;
 /// A client that does not finish the handshake or its headers in this time is let go.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// After a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Events that are ready together leave together, up to about this many bytes.
 const FRAME: usize = 32 << 10;
 
@@ -63,7 +65,11 @@ pub async fn serve(
                     connection(server.clone(), stream, address, acceptor, drain.clone());
                 tokio::spawn(connection);
             }
-            Err(error) => warn!(%error, "accepting a connection failed"),
+            Err(error) => {
+                // Out of descriptors, most likely: connections have to end first.
+                warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
 }

@@ -21,6 +21,8 @@ use crate::now;
 
 const API_SERVER: &str = "kube-apiserver-kubelet-client";
 const ADMINISTRATORS: &str = "system:masters";
+/// After a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 type Answer = http::Response<Full<Bytes>>;
@@ -50,7 +52,11 @@ pub(crate) async fn serve(
             Ok((stream, _)) => {
                 drop(tokio::spawn(connection(node.clone(), stream, acceptor.clone())))
             }
-            Err(error) => warn!(%error, "accepting a connection failed"),
+            Err(error) => {
+                // Out of descriptors, most likely: connections have to end first.
+                warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
 }
