@@ -12,7 +12,6 @@ const PURE: &[&str] = &[
     "indexmap",
     "jiff",
     "k8s-openapi",
-    "oci-spec",
     "serde",
     "serde_json",
     "subtle",

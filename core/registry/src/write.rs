@@ -31,6 +31,8 @@ use crate::{admission, convert, kinds, meta, special};
 
 /// A generated name that is taken is made anew this often.
 const NAME_ATTEMPTS: u32 = 8;
+/// A write that loses this many races in a row is given up.
+const MAX_ATTEMPTS: u32 = 100;
 
 /// What is to be done.
 #[derive(Clone, Debug)]
@@ -82,6 +84,7 @@ pub(crate) struct Write {
     rendering: Rendering,
     warnings: Vec<String>,
     names_tried: u32,
+    races_lost: u32,
     decided: Option<Decided>,
     status_only: bool,
 }
@@ -154,6 +157,7 @@ impl Write {
             rendering: Rendering::Object,
             warnings: Vec::new(),
             names_tried: 0,
+            races_lost: 0,
             decided: None,
             status_only: false,
         }
@@ -197,12 +201,19 @@ impl Write {
             // The guard that failed was not about the key itself.
             return Err(admission::namespace_missing(&self.target.namespace));
         }
+        self.races_lost += 1;
+        if self.races_lost >= MAX_ATTEMPTS {
+            let why = "the object has been modified; please apply your changes to the latest \
+                       version and try again";
+            return Err(Status::conflict(self.kind.group_resource(), &self.target.name, why));
+        }
         self.attempt(world, live)
     }
 
     fn next_of_collection(&mut self, world: &World<'_>) -> Result<Step, Status> {
         while let Some(kv) = self.queue.pop_front() {
             self.target = crate::object::key_of(&self.kind, &kv.key);
+            self.races_lost = 0;
             match self.attempt(world, world.snapshot.get(&self.kind, &self.target)) {
                 Err(status) if status.reason == Reason::NotFound => {}
                 step => return step,
