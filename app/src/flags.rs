@@ -1,9 +1,11 @@
 //! The command line, as data.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use knarr_api::ip::Cidr;
 
 /// Kubernetes v1.36 in one binary.
 #[derive(Debug, Parser)]
@@ -76,9 +78,33 @@ pub(crate) struct ServerFlags {
     /// More names and addresses for the server's certificate.
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     pub(crate) tls_san: Vec<String>,
-    /// Where Pods get their addresses from; each node takes a /24 of it.
-    #[arg(long, default_value = "10.42.0.0/16", value_name = "CIDR")]
-    pub(crate) cluster_cidr: String,
+    /// Where Pods get their addresses from, one range per family; each node takes a /24 (IPv6: a
+    /// /64) of it.
+    #[arg(long, default_value = "10.42.0.0/16", value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) cluster_cidr: Vec<Cidr>,
+    /// Where Services get their cluster IPs from, one range per family. The first address is the
+    /// API server's, the tenth that of DNS.
+    #[arg(
+        long,
+        default_value = "10.43.0.0/16",
+        value_name = "CIDR",
+        value_delimiter = ',',
+        alias = "service-cidr"
+    )]
+    pub(crate) service_cluster_ip_range: Vec<Cidr>,
+    /// Where Services get their node ports from.
+    #[arg(long, default_value = "30000-32767", value_name = "FIRST-LAST", value_parser = port_range)]
+    pub(crate) service_node_port_range: RangeInclusive<u16>,
+}
+
+fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let (first, last) = text.split_once('-').ok_or("must be FIRST-LAST, such as 30000-32767")?;
+    let port = |text: &str| text.parse().map_err(|_| format!("{text:?} is no port"));
+    let (first, last): (u16, u16) = (port(first)?, port(last)?);
+    match 0 < first && first <= last {
+        true => Ok(first..=last),
+        false => Err("the first port must be above 0 and not behind the last".to_owned()),
+    }
 }
 
 /// Where a node keeps its things.
@@ -149,9 +175,9 @@ pub(crate) struct ManagerFlags {
     /// Folder with the CA that signs node certificates (ca.crt, ca.key).
     #[arg(long, default_value = "/var/lib/knarr/pki", value_name = "DIR")]
     pub(crate) pki_dir: PathBuf,
-    /// Where Pods get their addresses from.
-    #[arg(long, default_value = "10.42.0.0/16", value_name = "CIDR")]
-    pub(crate) cluster_cidr: String,
+    /// Where Pods get their addresses from, one range per family.
+    #[arg(long, default_value = "10.42.0.0/16", value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) cluster_cidr: Vec<Cidr>,
 }
 
 /// Which instance is meant.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use knarr_api::ip::Cidr;
 use knarr_api::{Catalog, ObjectKey, Resource};
 use knarr_apiserver::Server;
 use knarr_client::Client;
@@ -17,6 +18,7 @@ use tracing::warn;
 use crate::flags::{ComponentFlags, ManagerFlags};
 use crate::health::{Health, Subject};
 use crate::process::{Drain, Fatal};
+use crate::ranges;
 
 pub(crate) const MANAGER: &str = "system:kube-controller-manager";
 pub(crate) const SCHEDULER: &str = "system:kube-scheduler";
@@ -29,10 +31,10 @@ const ACCOUNTS: Resource = Resource::new("v1", "serviceaccounts");
 const TOKEN_SECONDS: u64 = 365 * 24 * 3600;
 
 /// What the controllers are told.
-pub(crate) fn config(authority: &Authority, cluster_cidr: &str) -> Config {
+pub(crate) fn config(authority: &Authority, cluster_cidrs: &[Cidr]) -> Config {
     Config {
         root_ca: authority.certificate().to_owned(),
-        cluster_cidrs: vec![cluster_cidr.to_owned()],
+        cluster_cidrs: cluster_cidrs.iter().map(ToString::to_string).collect(),
         kinds: kinds(),
     }
 }
@@ -156,7 +158,7 @@ async fn manage(flags: ManagerFlags, drain: Drain, gauges: Arc<Gauges>) -> Resul
     let kubeconfig = Kubeconfig::read(&flags.component.kubeconfig)?;
     let client = Client::connect(&kubeconfig)?;
     let authority = Arc::new(Authority::load_or_create(&flags.pki_dir)?);
-    let config = config(&authority, &flags.cluster_cidr);
+    let config = config(&authority, &ranges::pods(&flags.cluster_cidr)?);
     let names: BTreeSet<&str> =
         knarr_controllers::all(&config).iter().map(|row| row.user).collect();
     let mut clients = std::collections::BTreeMap::new();

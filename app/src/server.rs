@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use knarr_api::ip::Cidr;
 use knarr_apiserver::{Server, ServerConfig};
 use knarr_client::Client;
 use knarr_driver::Lease;
@@ -17,6 +18,7 @@ use tracing::info;
 
 use crate::flags::ServerFlags;
 use crate::process::{Drain, Fatal};
+use crate::ranges::Ranges;
 use crate::token::JoinToken;
 use crate::{lifecycle, paths, rings};
 
@@ -30,7 +32,7 @@ pub(crate) struct ControlPlane {
     pub(crate) kubeconfig: PathBuf,
     pub(crate) url: String,
     pub(crate) token: JoinToken,
-    cluster_cidr: String,
+    pub(crate) cluster_cidrs: Vec<Cidr>,
     tasks: JoinSet<()>,
 }
 
@@ -43,6 +45,7 @@ impl ControlPlane {
         let port = listener.local_addr()?.port();
         let advertise = flags.advertise_address.unwrap_or_else(|| own_address(flags.bind_address));
         let url = format!("https://{}", SocketAddr::new(advertise, port));
+        let ranges = Ranges::check(flags, advertise)?;
         let store = open_store(&flags.data_dir)?;
         lifecycle::write_pid(&flags.data_dir)?;
         let dir = paths::pki(&flags.data_dir);
@@ -52,9 +55,11 @@ impl ControlPlane {
             version: VERSION.to_owned(),
             issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
             advertise: SocketAddr::new(advertise, port).to_string(),
+            service_cidrs: ranges.services.clone(),
+            node_ports: flags.service_node_port_range.clone(),
         };
         let server = Server::new(store, &authority, ServerConfig { pipeline, node_client })?;
-        let identity = serving_identity(flags, advertise);
+        let identity = serving_identity(flags, advertise, &ranges);
         let mut signed = authority.issue_to(&dir, "apiserver", &identity, Usage::Server)?;
         // The CA goes along, so that a node which joins can recognise it by its hash.
         signed.certificate.push_str(authority.certificate());
@@ -70,15 +75,15 @@ impl ControlPlane {
             flags.kubeconfig.clone().unwrap_or_else(|| paths::kubeconfig(&flags.data_dir));
         write_kubeconfigs(&authority, &url, flags, &kubeconfig)?;
         info!(url, "API server ready");
-        let cluster_cidr = flags.cluster_cidr.clone();
-        Ok(Self { server, authority, kubeconfig, url, token, cluster_cidr, tasks })
+        let cluster_cidrs = ranges.pods;
+        Ok(Self { server, authority, kubeconfig, url, token, cluster_cidrs, tasks })
     }
 
     /// Starts controllers and scheduler in this process. The lease's holder is this data
     /// directory, so that the next start need not wait for the last one's lease to end.
     pub(crate) fn start_rings(&mut self, drain: &Drain) {
         let holder = format!("knarr_{:016x}", self.server.store().identity().cluster);
-        let config = rings::config(&self.authority, &self.cluster_cidr);
+        let config = rings::config(&self.authority, &self.cluster_cidrs);
         let (server, authority) = (self.server.clone(), self.authority.clone());
         let client = Client::in_process(server.clone(), rings::user(rings::MANAGER));
         let lease = Lease { name: "kube-controller-manager", holder: holder.clone() };
@@ -166,12 +171,13 @@ pub(crate) fn own_address(bound: IpAddr) -> IpAddr {
     route.map_or(IpAddr::from([127, 0, 0, 1]), |address| address.ip())
 }
 
-fn serving_identity(flags: &ServerFlags, advertise: IpAddr) -> Identity {
+fn serving_identity(flags: &ServerFlags, advertise: IpAddr, ranges: &Ranges) -> Identity {
     let mut dns: Vec<String> =
         ["kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(str::to_owned).to_vec();
     dns.push("kubernetes.default.svc.cluster.local".to_owned());
     dns.push("localhost".to_owned());
     let mut addresses = vec![IpAddr::from([127, 0, 0, 1]), advertise];
+    addresses.extend(ranges.services.iter().filter_map(|range| range.nth(1)));
     for san in &flags.tls_san {
         match san.parse() {
             Ok(address) => addresses.push(address),

@@ -6,6 +6,7 @@
 extern crate alloc;
 
 mod catalog;
+pub mod ip;
 pub mod names;
 pub mod quantity;
 mod resource;

@@ -112,6 +112,12 @@ impl Cause {
         Self::new("FieldValueTooLong", field, message)
     }
 
+    /// A list has more than `max` entries.
+    pub fn too_many(field: impl Into<String>, count: usize, max: usize) -> Self {
+        let message = format!("Too many: {count}: must have at most {max} items");
+        Self::new("FieldValueTooMany", field, message)
+    }
+
     fn new(kind: &'static str, field: impl Into<String>, message: String) -> Self {
         Self { kind, field: field.into(), message }
     }

@@ -229,7 +229,13 @@ mod tests {
         let mut views = Views::new(Schema::builtin());
         views.advance(snapshot);
         let word = || "x".to_owned();
-        let config = Config { version: word(), issuer: word(), advertise: word() };
+        let config = Config {
+            version: word(),
+            issuer: word(),
+            advertise: word(),
+            service_cidrs: Vec::new(),
+            node_ports: 30_000..=32_767,
+        };
         let now = "2026-01-01T00:00:00Z".parse().expect("a time");
         check(&World { snapshot, views: &views, config: &config, now, seed: 1 })
     }

@@ -1,20 +1,25 @@
-//! The objects that every cluster starts with: system namespaces, RBAC, priority classes.
+//! The objects that every cluster starts with: system namespaces, RBAC, priority classes, the
+//! Services of the API server and of DNS.
 //!
 //! They are reconciled at every start, as upstream does: missing ones are made, others are left to
 //! the administrator who changed them.
 
 use alloc::borrow::ToOwned;
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::net::{IpAddr, SocketAddr};
 
+use knarr_api::ip::Family;
 use serde_json::{Value, json};
+
+use crate::call::Config;
 
 const RBAC: &str = include_str!("../data/rbac.txt");
 const API: &str = "rbac.authorization.k8s.io";
 
 /// Every bootstrap object, with `apiVersion` and `kind`, in the order of creation.
-pub fn objects() -> Vec<Value> {
+pub fn objects(config: &Config) -> Vec<Value> {
     let mut objects = Vec::new();
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         objects.push(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
@@ -33,7 +38,64 @@ pub fn objects() -> Vec<Value> {
         }));
     }
     objects.extend(rbac());
+    objects.extend(services(config));
     objects
+}
+
+/// Where the cluster's DNS answers, in each of its families: the tenth address of the range.
+pub fn dns_addresses(config: &Config) -> Vec<IpAddr> {
+    config.service_cidrs.iter().filter_map(|range| range.nth(10)).collect()
+}
+
+/// The cluster's own Services and the range they are from. The first address is the API server's.
+/// Those of DNS are answered on every node itself, so its Service is none of kube-proxy's business.
+fn services(config: &Config) -> Vec<Value> {
+    let Some(first) = config.service_cidrs.first().and_then(|range| range.nth(1)) else {
+        return Vec::new();
+    };
+    let cidrs: Vec<String> = config.service_cidrs.iter().map(ToString::to_string).collect();
+    let dns: Vec<String> = dns_addresses(config).iter().map(ToString::to_string).collect();
+    let policy = if dns.len() > 1 { "RequireDualStack" } else { "SingleStack" };
+    let port = |name: &str, protocol: &str, port: u16| json!({"name": name, "protocol": protocol, "port": port});
+    let secure = config.advertise.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+    let secure: u16 = secure.unwrap_or(6443);
+    let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+    let dns_labels = json!({"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS",
+        "kubernetes.io/cluster-service": "true", "service.kubernetes.io/service-proxy-name": "knarr"});
+    let mut https = port("https", "TCP", 443);
+    https["targetPort"] = secure.into();
+    [
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+            "metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs}}),
+        json!({"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
+            "spec": {"clusterIP": first.to_string(), "ports": [https]}}),
+        json!({"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": dns_labels},
+            "spec": {"clusterIP": dns[0], "clusterIPs": dns, "ipFamilyPolicy": policy, "ports": [
+                port("dns", "UDP", 53), port("dns-tcp", "TCP", 53)]}}),
+    ]
+    .into()
+}
+
+/// The addresses behind the Service `kubernetes`, as Endpoints and as an EndpointSlice: they follow
+/// the API server's address, so they are put, not only made.
+pub fn api_server_endpoints(config: &Config) -> Vec<Value> {
+    let Ok(at) = config.advertise.parse::<SocketAddr>() else { return Vec::new() };
+    let family = Family::of(at.ip()).word();
+    let (address, port) = (at.ip().to_string(), at.port());
+    let port = json!([{"name": "https", "protocol": "TCP", "port": port}]);
+    let metadata = |labels| json!({"name": "kubernetes", "namespace": "default", "labels": labels});
+    let unmirrored = json!({"endpointslice.kubernetes.io/skip-mirror": "true"});
+    let of_service = json!({"kubernetes.io/service-name": "kubernetes"});
+    [
+        json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": metadata(unmirrored),
+            "subsets": [{"addresses": [{"ip": address}], "ports": port}]}),
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": metadata(of_service), "addressType": family, "ports": port,
+            "endpoints": [{"addresses": [address], "conditions": {"ready": true}}]}),
+    ]
+    .into()
 }
 
 /// The RBAC objects of the table.

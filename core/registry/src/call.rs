@@ -4,8 +4,10 @@ use alloc::borrow::ToOwned;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::ops::RangeInclusive;
 
 use jiff::Timestamp;
+use knarr_api::ip::Cidr;
 use knarr_api::{Catalog, Status};
 use knarr_mvcc::{Txn, TxnResponse};
 use knarr_schema::Schema;
@@ -27,6 +29,10 @@ pub struct Config {
     pub issuer: String,
     /// The address that `/api` names for clients.
     pub advertise: String,
+    /// Where Services get their cluster IPs from, one range per family, the cluster's own first.
+    pub service_cidrs: Vec<Cidr>,
+    /// Where Services get their node ports from.
+    pub node_ports: RangeInclusive<u16>,
 }
 
 /// Everything a request may look at, as of one moment.

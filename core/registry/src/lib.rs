@@ -16,6 +16,7 @@ mod admission;
 mod auth;
 pub mod bootstrap;
 mod call;
+mod claims;
 mod convert;
 mod delete;
 mod discovery;

@@ -183,6 +183,7 @@ fn name_rule(kind: &Kind) -> fn(&str) -> names::Verdict {
     match kind.plural.as_str() {
         "namespaces" => names::dns1123_label,
         "services" => names::dns1035_label,
+        "ipaddresses" => |name| knarr_api::ip::parse(name).map(|_| ()),
         "roles" | "clusterroles" | "rolebindings" | "clusterrolebindings" => names::path_segment,
         "certificatesigningrequests" | "apiservices" | "customresourcedefinitions" => {
             names::dns1123_subdomain

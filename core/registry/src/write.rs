@@ -20,6 +20,7 @@ use knarr_schema::{FieldIssue, TypeId, strict_error};
 use serde_json::{Value, json};
 
 use crate::call::{Step, World};
+use crate::claims::Claims;
 use crate::delete::{self, DeleteOptions, Fate};
 use crate::lens::Lens;
 use crate::object::{remove, set_revision, text, tree_at};
@@ -68,6 +69,7 @@ struct Decided {
     code: u16,
     key: String,
     existed: bool,
+    claims: Claims,
 }
 
 /// A write on its way.
@@ -86,6 +88,8 @@ pub(crate) struct Write {
     names_tried: u32,
     races_lost: u32,
     decided: Option<Decided>,
+    /// The object's own transaction, while one before it runs.
+    prepared: Option<Txn>,
     status_only: bool,
 }
 
@@ -159,6 +163,7 @@ impl Write {
             names_tried: 0,
             races_lost: 0,
             decided: None,
+            prepared: None,
             status_only: false,
         }
     }
@@ -175,8 +180,8 @@ impl Write {
         if self.collection.is_some() {
             return self.next_of_collection(world);
         }
-        let live = match (&self.operation, self.target.name.as_str()) {
-            (Operation::Create(_), _) => None,
+        let live = match self.operation {
+            Operation::Create(_) => None,
             _ => world.snapshot.get(&self.kind, &self.target),
         };
         self.attempt(world, live)
@@ -188,6 +193,12 @@ impl Write {
         world: &World<'_>,
         response: TxnResponse,
     ) -> Result<Step, Status> {
+        if let Some(txn) = self.prepared.take() {
+            return match response.succeeded {
+                true => Ok(Step::Commit(txn)),
+                false => self.raced(world, world.snapshot.get(&self.kind, &self.target)),
+            };
+        }
         let decided = self.decided.take().expect("a commit was decided");
         if response.succeeded {
             return self.finish(world, decided, response.revision);
@@ -197,10 +208,14 @@ impl Write {
             _ => None,
         });
         let live = found.next().flatten();
-        if let (Operation::Create(_), None) = (&self.operation, &live) {
-            // The guard that failed was not about the key itself.
+        if let (None, Some(None)) = (&live, found.next()) {
             return Err(admission::namespace_missing(&self.target.namespace));
         }
+        self.raced(world, live)
+    }
+
+    /// The next attempt, on what somebody else made of the object.
+    fn raced(&mut self, world: &World<'_>, live: Option<KeyValue>) -> Result<Step, Status> {
         self.races_lost += 1;
         if self.races_lost >= MAX_ATTEMPTS {
             let why = "the object has been modified; please apply your changes to the latest \
@@ -232,7 +247,7 @@ impl Write {
     }
 
     fn attempt(&mut self, world: &World<'_>, live: Option<KeyValue>) -> Result<Step, Status> {
-        let decided = match self.operation.clone() {
+        let mut decided = match self.operation.clone() {
             Operation::Create(tree) => self.create(world, tree, live.is_some())?,
             Operation::Update(tree) => {
                 if live.is_none() && kinds::creates_on_update(&self.kind) {
@@ -269,9 +284,17 @@ impl Write {
             let revision = live.as_ref().map_or(Revision(0), |kv| kv.mod_revision);
             return self.finish(world, decided, revision);
         }
-        let txn = self.txn(world, &decided, live.as_ref());
+        let mut txn = self.txn(world, &decided, live.as_ref());
+        decided.claims.join(&mut txn);
+        let first = decided.claims.first();
         self.decided = Some(decided);
-        Ok(Step::Commit(txn))
+        Ok(Step::Commit(match first {
+            Some(first) => {
+                self.prepared = Some(txn);
+                first
+            }
+            None => txn,
+        }))
     }
 
     fn found<'a>(&self, live: Option<&'a KeyValue>) -> Result<&'a KeyValue, Status> {
@@ -286,18 +309,19 @@ impl Write {
             None => CompareTarget::Version(0),
         };
         let mut compare = [Compare { range: range.clone(), op: CompareOp::Equal, target }].to_vec();
+        let mut failure = [Op::Range { range: range.clone(), limit: 1 }].to_vec();
         if live.is_none()
             && self.kind.namespaced()
             && let Some(namespace) = admission::namespace_key(world, &self.target.namespace)
         {
             let target = CompareTarget::Version(0);
+            failure.push(Op::Range { range: namespace.clone(), limit: 1 });
             compare.push(Compare { range: namespace, op: CompareOp::Greater, target });
         }
         let write = match &decided.stored {
             Some(value) => Op::Put { key, value: value.clone(), lease: LeaseId(0) },
-            None => Op::Delete { range: range.clone() },
+            None => Op::Delete { range },
         };
-        let failure = [Op::Range { range, limit: 1 }].into();
         Txn { compare, success: [write].into(), failure }
     }
 
@@ -331,6 +355,7 @@ impl Write {
         world.schema().default(id, &mut tree);
         kinds::prepare(world, &self.kind, &mut tree, None);
         admission::create(world, self, &mut tree)?;
+        let claims = kinds::allocate(world, &self.kind, &mut tree, None)?;
         let mut causes = meta::validate(&self.kind, &tree);
         causes.extend(kinds::validate(&self.kind, &tree, None));
         let name = text(&tree, "/metadata/name").to_owned();
@@ -339,7 +364,8 @@ impl Write {
         }
         let stored = self.encode(world, id, &mut tree);
         let key = self.kind.key(&ObjectKey::new(namespace, name));
-        Ok(Decided { shown: stored.clone(), stored: Some(stored), code: 201, key, existed: false })
+        let (shown, stored) = (stored.clone(), Some(stored));
+        Ok(Decided { shown, stored, code: 201, key, existed: false, claims })
     }
 
     fn update(
@@ -362,6 +388,7 @@ impl Write {
         world.schema().default(id, &mut tree);
         kinds::prepare(world, &self.kind, &mut tree, Some(&live));
         admission::update(world, self, &mut tree, &live)?;
+        let mut claims = kinds::allocate(world, &self.kind, &mut tree, Some(&live))?;
         let mut causes = meta::validate(&self.kind, &tree);
         causes.extend(meta::validate_update(&tree, &live));
         causes.extend(kinds::validate(&self.kind, &tree, Some(&live)));
@@ -371,8 +398,11 @@ impl Write {
         let key = self.kind.key(&self.target);
         let bytes = self.encode(world, id, &mut tree);
         let over = delete::finished(&self.kind, &tree);
+        if over {
+            claims = kinds::release(world, &self.kind, &live)?;
+        }
         let stored = (!over).then(|| bytes.clone());
-        Ok(Decided { stored, shown: bytes, code: 200, key, existed: true })
+        Ok(Decided { stored, shown: bytes, code: 200, key, existed: true, claims })
     }
 
     fn delete(
@@ -385,17 +415,25 @@ impl Write {
         let tree = tree_at(&self.kind, live)?;
         delete::check_preconditions(&self.kind, &tree, options)?;
         let key = self.kind.key(&self.target);
-        let decided = |stored, shown, code| Decided { stored, shown, code, key, existed: true };
+        let decided = |stored, shown, claims| Decided {
+            stored,
+            shown,
+            code: 200,
+            key,
+            existed: true,
+            claims,
+        };
         match delete::fate(&self.kind, &tree, options, world.now) {
             Fate::Gone => {
                 self.status_only = !self.answers_with_object();
-                Ok(decided(None, live.value.clone(), 200))
+                let claims = kinds::release(world, &self.kind, &tree)?;
+                Ok(decided(None, live.value.clone(), claims))
             }
             Fate::Marked(mut tree) => {
                 self.status_only = false;
                 let id = self.object_type(world)?;
                 let bytes = self.encode(world, id, &mut tree);
-                Ok(decided(Some(bytes.clone()), bytes, 200))
+                Ok(decided(Some(bytes.clone()), bytes, Claims::default()))
             }
         }
     }

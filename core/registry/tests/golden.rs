@@ -207,6 +207,7 @@ macro_rules! golden {
 
 golden! {
     access
+    allocation
     cluster
     config
     custom

@@ -94,12 +94,22 @@ impl Server {
     /// # Errors
     /// When one of them is refused.
     pub async fn bootstrap(self: &Arc<Self>) -> Result<(), StartError> {
-        let objects = bootstrap::objects();
-        let (namespaces, others): (Vec<_>, Vec<_>) =
-            objects.iter().partition(|object| object["kind"] == "Namespace");
-        // What lies in namespaces comes after them; the rest shares its trips to the disk.
-        let mut made = self.create_all(&namespaces).await?;
+        let objects = bootstrap::objects(&self.config);
+        let (grounds, others): (Vec<_>, Vec<_>) = objects.iter().partition(|object| {
+            ["Namespace", "ServiceCIDR"].iter().any(|kind| object["kind"] == *kind)
+        });
+        // Namespaces and address ranges come before what is in them; the rest shares its trips to
+        // the disk.
+        let mut made = self.create_all(&grounds).await?;
         made += self.create_all(&others).await?;
+        for object in bootstrap::api_server_endpoints(&self.config) {
+            let response = self.put(&object).await;
+            if response.code >= 300 {
+                let why = response.bytes().unwrap_or_default();
+                let why = String::from_utf8_lossy(&why);
+                warn!(%why, "the Service `kubernetes` does not lead to this server");
+            }
+        }
         if made > 0 {
             info!(objects = made, "bootstrap objects created");
         }
@@ -129,9 +139,28 @@ impl Server {
 
     /// Creates an object as the server itself.
     pub async fn create(self: &Arc<Self>, object: &serde_json::Value) -> Response {
-        let path = self.collection_path(object);
+        self.send(Method::Post, self.collection_path(object), object).await
+    }
+
+    /// Creates an object or puts it in the place of the one that is there.
+    async fn put(self: &Arc<Self>, object: &serde_json::Value) -> Response {
+        let made = self.create(object).await;
+        if made.code != 409 {
+            return made;
+        }
+        let name = object.pointer("/metadata/name").and_then(|name| name.as_str());
+        let path = format!("{}/{}", self.collection_path(object), name.unwrap_or_default());
+        self.send(Method::Put, path, object).await
+    }
+
+    async fn send(
+        self: &Arc<Self>,
+        method: Method,
+        path: String,
+        object: &serde_json::Value,
+    ) -> Response {
         let user = User::new("system:apiserver", &["system:masters"]);
-        let mut request = Request::new(Method::Post, path, Credential::Component(user));
+        let mut request = Request::new(method, path, Credential::Component(user));
         request.body = serde_json::to_vec(object).expect("a tree has a JSON form").into();
         self.call(request).await
     }

@@ -5,10 +5,11 @@
 use alloc::borrow::ToOwned;
 use alloc::vec::Vec;
 
-use knarr_api::{Cause, Kind};
+use knarr_api::{Cause, Kind, Status};
 use serde_json::{Value, json};
 
 use crate::call::World;
+use crate::claims::Claims;
 use crate::object::{set, text};
 
 mod access;
@@ -16,6 +17,7 @@ mod cluster;
 mod config;
 mod container;
 mod crd;
+mod networking;
 mod part;
 mod pod;
 mod pod_spec;
@@ -42,6 +44,7 @@ pub(crate) fn prepare(world: &World<'_>, kind: &Kind, tree: &mut Value, live: Op
     match (kind.group.as_str(), kind.plural.as_str(), live) {
         ("", "pods", None) => pod::prepare(tree),
         ("", "namespaces", live) => namespace(tree, live),
+        ("", "services", live) => service::prepare(tree, live),
         ("", "secrets", _) => secret(tree),
         ("", "persistentvolumes" | "persistentvolumeclaims", None) => {
             set(tree, &["status", "phase"], "Pending".into());
@@ -50,6 +53,30 @@ pub(crate) fn prepare(world: &World<'_>, kind: &Kind, tree: &mut Value, live: Op
             crd::prepare(tree, live, world.now);
         }
         _ => {}
+    }
+}
+
+/// Fills in what is given out of a pool, and says what the write takes from it and gives back.
+pub(crate) fn allocate(
+    world: &World<'_>,
+    kind: &Kind,
+    tree: &mut Value,
+    live: Option<&Value>,
+) -> Result<Claims, Status> {
+    if live.is_some_and(|live| live["spec"] == tree["spec"]) {
+        return Ok(Claims::default());
+    }
+    match (kind.group.as_str(), kind.plural.as_str()) {
+        ("", "services") => service::allocate(world, kind, tree, live),
+        _ => Ok(Claims::default()),
+    }
+}
+
+/// What an object that goes gives back.
+pub(crate) fn release(world: &World<'_>, kind: &Kind, tree: &Value) -> Result<Claims, Status> {
+    match (kind.group.as_str(), kind.plural.as_str()) {
+        ("", "services") => service::release(world, tree),
+        _ => Ok(Claims::default()),
     }
 }
 
@@ -71,7 +98,11 @@ pub(crate) fn validate(kind: &Kind, tree: &Value, live: Option<&Value>) -> Vec<C
         }
         ("", "configmaps") => config::config_map(tree, live, out),
         ("", "secrets") => config::secret(tree, live, out),
-        ("", "services") => service::service(tree, out),
+        ("", "services") => service::service(tree, live, out),
+        ("", "endpoints") => networking::endpoints(tree, out),
+        ("discovery.k8s.io", "endpointslices") => networking::endpoint_slice(tree, live, out),
+        ("networking.k8s.io", "servicecidrs") => networking::service_cidr(tree, live, out),
+        ("networking.k8s.io", "ipaddresses") => networking::ip_address(tree, live, out),
         ("apps", "deployments") => workload::deployment(tree, live, out),
         ("apps", "replicasets") => workload::replica_set(tree, live, out),
         ("apps", "statefulsets" | "daemonsets") | ("batch", "jobs") => {

@@ -101,6 +101,10 @@ impl<'v> Part<'v> {
         out.push(Cause::too_long(&*self.path, max));
     }
 
+    pub(super) fn too_many(&self, count: usize, max: usize, out: &mut Vec<Cause>) {
+        out.push(Cause::too_many(&*self.path, count, max));
+    }
+
     pub(super) fn not_supported(&self, allowed: &[&str], out: &mut Vec<Cause>) {
         let shown = if self.is_set() { self.value.clone() } else { "".into() };
         out.push(Cause::not_supported(&*self.path, &shown, allowed));
