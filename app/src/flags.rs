@@ -93,7 +93,9 @@ pub(crate) struct ServerFlags {
     )]
     pub(crate) service_cluster_ip_range: Vec<Cidr>,
     /// Where Services get their node ports from.
-    #[arg(long, default_value = "30000-32767", value_name = "FIRST-LAST", value_parser = port_range)]
+    #[arg(
+        long, default_value = "30000-32767", value_name = "FIRST-LAST", value_parser = port_range
+    )]
     pub(crate) service_node_port_range: RangeInclusive<u16>,
 }
 

@@ -7,6 +7,9 @@ pub mod certificates;
 mod claim;
 mod conditions;
 pub mod deployment;
+pub mod endpoint_slice;
+pub mod endpoint_slice_mirroring;
+pub mod endpoints;
 pub mod event_ttl;
 mod finder;
 pub mod garbage_collector;
@@ -17,7 +20,10 @@ pub mod pkcs10;
 pub mod pod_gc;
 pub mod replica_set;
 pub mod root_ca;
+mod selected;
 pub mod service_account;
+pub mod service_ip;
+mod slices;
 pub mod taint_eviction;
 
 use alloc::vec::Vec;
@@ -33,6 +39,9 @@ pub fn all(config: &Config) -> Vec<Controller> {
     Vec::from([
         certificates::controller(),
         deployment::controller(),
+        endpoint_slice::controller(),
+        endpoint_slice_mirroring::controller(),
+        endpoints::controller(),
         event_ttl::controller(),
         garbage_collector::controller(&every),
         namespace::controller(&namespaced),
@@ -43,6 +52,8 @@ pub fn all(config: &Config) -> Vec<Controller> {
         replica_set::replication_controller(),
         root_ca::controller(),
         service_account::controller(),
+        service_ip::range_controller(),
+        service_ip::repair_controller(),
         taint_eviction::controller(),
     ])
 }

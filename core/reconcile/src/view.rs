@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::load::Load;
 
 const PODS: Resource = Resource::new("v1", "pods");
+const SERVICES: Resource = Resource::new("v1", "services");
 
 /// An owner reference.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -57,6 +58,9 @@ pub struct Facts {
     /// What it asks of a node, if it is a Pod.
     #[serde(skip)]
     pub load: Option<Arc<Load>>,
+    /// The Pods that a Service selects; `None` when it has no selector.
+    #[serde(skip)]
+    pub selector: Option<BTreeMap<String, String>>,
 }
 
 impl Facts {
@@ -111,6 +115,7 @@ struct Meta {
 #[serde(rename_all = "camelCase", default)]
 struct Spec {
     node_name: Option<Value>,
+    selector: Option<Value>,
 }
 
 /// Reads an object into a row; `None` when it is no object.
@@ -119,6 +124,9 @@ fn read(resource: Resource, bytes: &Bytes, revision: u64) -> Option<Row> {
     let Meta { namespace, name, mut facts } = metadata;
     facts.node =
         spec.node_name.and_then(|node| node.as_str().map(str::to_owned)).unwrap_or_default();
+    if resource == SERVICES {
+        facts.selector = spec.selector.and_then(|map| serde_json::from_value(map).ok());
+    }
     if resource == PODS {
         facts.load = Load::read(bytes).map(Arc::new);
     }

@@ -61,7 +61,8 @@ fn services(config: &Config) -> Vec<Value> {
     let secure: u16 = secure.unwrap_or(6443);
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let dns_labels = json!({"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS",
-        "kubernetes.io/cluster-service": "true", "service.kubernetes.io/service-proxy-name": "knarr"});
+        "kubernetes.io/cluster-service": "true",
+        "service.kubernetes.io/service-proxy-name": "knarr"});
     let mut https = port("https", "TCP", 443);
     https["targetPort"] = secure.into();
     [

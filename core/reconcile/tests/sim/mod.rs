@@ -18,7 +18,7 @@ use knarr_reconcile::{
 use serde_json::{Value, json};
 
 /// Kinds that scripts may use: apiVersion, kind, plural, namespaced.
-const KINDS: [(&str, &str, &str, bool); 13] = [
+const KINDS: [(&str, &str, &str, bool); 18] = [
     ("v1", "Namespace", "namespaces", false),
     ("v1", "Node", "nodes", false),
     ("v1", "Pod", "pods", true),
@@ -32,6 +32,11 @@ const KINDS: [(&str, &str, &str, bool); 13] = [
     ("coordination.k8s.io/v1", "Lease", "leases", true),
     ("scheduling.k8s.io/v1", "PriorityClass", "priorityclasses", false),
     ("storage.k8s.io/v1", "CSINode", "csinodes", false),
+    ("v1", "Service", "services", true),
+    ("v1", "Endpoints", "endpoints", true),
+    ("discovery.k8s.io/v1", "EndpointSlice", "endpointslices", true),
+    ("networking.k8s.io/v1", "ServiceCIDR", "servicecidrs", false),
+    ("networking.k8s.io/v1", "IPAddress", "ipaddresses", false),
 ];
 
 pub fn kinds() -> Vec<KindRow> {
@@ -420,6 +425,9 @@ pub fn print(plan: &Plan, out: &mut String) {
                             shown["replicas"] = body["spec"]["replicas"].clone();
                             shown["finalizers"] = body["metadata"]["finalizers"].clone();
                             shown["ownerReferences"] = body["metadata"]["ownerReferences"].clone();
+                            for field in ["subsets", "endpoints", "ports"] {
+                                shown[field] = body[field].clone();
+                            }
                             shown.as_object_mut().unwrap().retain(|k, v| {
                                 !v.is_null() && (k != "ownerReferences" || shown_owners(resource))
                             });
