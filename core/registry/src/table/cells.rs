@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{field, human, joined, list, names, number, pairs, since};
-use crate::object::text;
+use crate::object::{strings, text};
 
 /// What a column shows whose function does not exist; a test looks for it.
 pub(super) const UNKNOWN_FUNCTION: &str = "<no such function>";
@@ -49,6 +49,8 @@ pub(super) fn cell(function: &str, object: &Value, now: Timestamp) -> Value {
         },
         "endpoints" => endpoints(object),
         "slice_ports" => more(list(object, "/ports").map(|p| p["port"].to_string()).collect()),
+        "cidrs" => strings(object, "/spec/cidrs").join(","),
+        "parent_ref" => parent_ref(object),
         "slice_endpoints" => more(slice_endpoints(object)),
         "hosts" => hosts(object),
         "ingress_ports" if list(object, "/spec/tls").next().is_some() => "80, 443".to_owned(),
@@ -298,6 +300,19 @@ fn endpoints(object: &Value) -> String {
         }
     }
     if shown.is_empty() { "<none>".to_owned() } else { more(shown) }
+}
+
+fn parent_ref(address: &Value) -> String {
+    let word = |field: &str| text(address, &format!("/spec/parentRef/{field}"));
+    let mut path = word("resource").to_owned();
+    if !word("group").is_empty() {
+        path = format!("{path}.{}", word("group"));
+    }
+    [&path, word("namespace"), word("name")]
+        .into_iter()
+        .filter(|w| !w.is_empty())
+        .collect::<Vec<_>>()
+        .join("/")
 }
 
 fn slice_endpoints(object: &Value) -> Vec<String> {
