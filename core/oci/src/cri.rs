@@ -131,6 +131,9 @@ pub struct ContainerConfig {
     pub log_path: String,
     /// Keep standard input open for `attach`.
     pub stdin: bool,
+    /// Close it when the first `attach` ends.
+    #[serde(default)]
+    pub stdin_once: bool,
     /// Give the process a terminal.
     pub tty: bool,
     /// What is particular to Linux.

@@ -160,6 +160,7 @@ pub fn container(
         mounts: mounts(container, given)?,
         log_path: format!("{}/{attempt}.log", container.name),
         stdin: container.stdin.unwrap_or(false),
+        stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
         linux: cri::LinuxContainerConfig {
             resources: resources(pod, container, given.node_memory),

@@ -4,7 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use bytes::Bytes;
-use knarr_api::{ObjectKey, Status};
+use knarr_api::Status;
 use serde_json::Value;
 
 use crate::watch::WatchSpec;
@@ -12,15 +12,39 @@ use crate::watch::WatchSpec;
 /// JSON, the media type of nearly every answer.
 pub(crate) const JSON: &str = "application/json";
 
-/// A request that only the node of a Pod can answer; the shell carries it there.
+/// A request that somebody else answers, a node or a Pod; the shell carries it there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeStream {
-    /// Which node.
-    pub node: String,
-    /// Path and query on the node's own server.
+pub struct Onward {
+    /// Where to, `host:port`.
+    pub host: String,
+    /// Path and query there.
     pub target: String,
-    /// Which Pod, for messages.
-    pub pod: ObjectKey,
+    /// How to get there.
+    pub road: Road,
+    /// What is passed on.
+    pub passage: Passage,
+}
+
+/// How the server behind an [`Onward`] is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Road {
+    /// A node's own server: TLS with the cluster's certificates on both sides.
+    Node,
+    /// Plain HTTP.
+    Http,
+    /// TLS without a look at the certificate: nobody vouches for a Pod's.
+    Https,
+}
+
+/// What an [`Onward`] passes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// A GET; the answer streams back, a refusal becomes a Status.
+    Text,
+    /// An upgraded connection and nothing else.
+    Session,
+    /// Method, headers and body, the answer, and an upgrade if one is asked for.
+    Whole,
 }
 
 /// The body of an answer.
@@ -30,8 +54,8 @@ pub enum Body {
     Chunks(Vec<Bytes>),
     /// A stream of watch events.
     Watch(WatchSpec),
-    /// A stream from a node.
-    Node(NodeStream),
+    /// What somebody else answers.
+    Onward(Onward),
     /// A page that the server process makes: health, metrics, token keys, OpenAPI documents. Its
     /// path.
     Own(String),
@@ -79,7 +103,7 @@ impl Response {
         match &self.body {
             Body::Chunks(chunks) if chunks.len() == 1 => Some(chunks[0].clone()),
             Body::Chunks(chunks) => Some(chunks.concat().into()),
-            Body::Watch(_) | Body::Node(_) | Body::Own(_) => None,
+            Body::Watch(_) | Body::Onward(_) | Body::Own(_) => None,
         }
     }
 }

@@ -1,11 +1,11 @@
-//! Requests that are not plain reads and writes of objects: reviews, bindings, evictions, tokens,
-//! and streams that only a node can answer.
+//! Requests that are not plain reads and writes of objects: reviews, bindings, evictions, tokens;
+//! what only a node or a Pod can answer is in `streams`.
 
 use alloc::borrow::ToOwned;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -20,10 +20,10 @@ use crate::meta::seconds;
 use crate::object::{set, strings, text, tree_at};
 use crate::rbac::Attributes;
 use crate::request::{Request, RequestInfo, User};
-use crate::response::{Body, NodeStream, Response};
+use crate::response::Response;
+use crate::streams;
 use crate::write::{Operation, Write, dry_run};
 
-const KUBELET_PORT: &str = "10250";
 const MAX_TOKEN_SECONDS: i64 = 1 << 32;
 const MIN_TOKEN_SECONDS: i64 = 600;
 
@@ -70,18 +70,16 @@ pub(crate) fn serve(
             bind(world, &kind.clone(), pod, &binding, info, user).map(Some)
         }
         ("", "pods", "eviction") => evict(world, kind, info, &body(request)?, user).map(Some),
-        ("", "pods", "log" | "exec" | "attach" | "portforward") => {
-            done(node_stream(world, kind, info, &request.query)?)
+        ("", "pods", "log") => done(streams::log(world, kind, info, &request.query)?),
+        ("", "pods", "exec" | "attach" | "portforward") => {
+            done(streams::session(world, kind, info, user)?)
         }
         ("", "componentstatuses", _) => done(Response::json(
             200,
             &json!({
             "kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": []}),
         )),
-        (_, _, "proxy") => Err(Status::new(
-            knarr_api::Reason::ServiceUnavailable,
-            "the proxy subresource is not served yet",
-        )),
+        ("", _, "proxy") => done(streams::proxy(world, kind, info, request)?),
         _ => Ok(None),
     }
 }
@@ -373,78 +371,4 @@ fn started(world: &World<'_>, write: Write) -> Result<Next, Status> {
     let mut write = Box::new(write);
     let step = write.start(world)?;
     Ok(Next::Write(write, step))
-}
-
-/// Logs and sessions come from the node that runs the Pod.
-fn node_stream(
-    world: &World<'_>,
-    kind: &Kind,
-    info: &RequestInfo,
-    query: &str,
-) -> Result<Response, Status> {
-    let missing = || Status::not_found(kind.group_resource(), &info.object.name);
-    let pod = world.snapshot.tree(kind, &info.object).ok_or_else(missing)?;
-    let name = &info.object.name;
-    let node = text(&pod, "/spec/nodeName");
-    let container = container_of(&pod, name, info.query.get("container"))?;
-    if node.is_empty() {
-        return Err(Status::bad_request(format!("pod {name} does not have a host assigned")));
-    }
-    let path = match info.subresource.as_str() {
-        "log" => "containerLogs",
-        "portforward" => "portForward",
-        other => other,
-    };
-    let namespace = &info.object.namespace;
-    let target = match path {
-        "portForward" => format!("/{path}/{namespace}/{name}?{query}"),
-        _ => format!("/{path}/{namespace}/{name}/{container}?{query}"),
-    };
-    let mut response = Response::chunks(200, Vec::new());
-    response.content_type = "text/plain";
-    let node = address_of(world, node)?;
-    response.body = Body::Node(NodeStream { node, target, pod: info.object.clone() });
-    Ok(response)
-}
-
-/// Where the node's own server listens, `host:port`.
-fn address_of(world: &World<'_>, node: &str) -> Result<String, Status> {
-    let nodes = GroupResource { group: "", resource: "nodes" };
-    let kind = world.catalog().preferred(nodes).ok_or_else(Status::no_such_path)?;
-    let missing = || Status::not_found(nodes, node);
-    let object = world.snapshot.tree(kind, &ObjectKey::new("", node)).ok_or_else(missing)?;
-    let addresses = object.pointer("/status/addresses").and_then(Value::as_array);
-    let internal = addresses.into_iter().flatten().find(|a| text(a, "/type") == "InternalIP");
-    let host = internal.map_or(node, |address| text(address, "/address"));
-    let port = object.pointer("/status/daemonEndpoints/kubeletEndpoint/Port");
-    let port = port.map_or(KUBELET_PORT.to_owned(), ToString::to_string);
-    Ok(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
-}
-
-/// The container that is meant: the named one, or the only one.
-fn container_of(pod: &Value, name: &str, wanted: &str) -> Result<String, Status> {
-    let names = |list: &str| -> Vec<String> {
-        let list = pod["spec"][list].as_array().into_iter().flatten();
-        list.map(|container| text(container, "/name").to_owned()).collect()
-    };
-    let (own, init) = (names("containers"), names("initContainers"));
-    let all = own.iter().chain(&init).any(|container| container == wanted)
-        || names("ephemeralContainers").iter().any(|container| container == wanted);
-    match (wanted, &own[..]) {
-        ("", [only]) => Ok(only.clone()),
-        ("", _) => {
-            let init = match &init[..] {
-                [] => String::new(),
-                init => format!(" or one of the init containers: [{}]", init.join(" ")),
-            };
-            Err(Status::bad_request(format!(
-                "a container name must be specified for pod {name}, choose one of: [{}]{init}",
-                own.join(" ")
-            )))
-        }
-        (wanted, _) if all => Ok(wanted.to_owned()),
-        (wanted, _) => {
-            Err(Status::bad_request(format!("container {wanted} is not valid for pod {name}")))
-        }
-    }
 }

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
-use crate::nodes;
+use crate::nodes::{self, Arrived};
 use crate::server::{Server, body_as_json};
 use crate::watcher::{Watcher, WatcherEnd};
 
@@ -125,15 +125,16 @@ async fn handle(
     let began = Instant::now();
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let response = match read_request(&server, &peer, request).await {
+    let (request, arrived) = receive(&server, &peer, request).await;
+    let response = match request {
         Ok(request) => server.call(request).await,
         Err(status) => status.into(),
     };
     let code = response.code;
-    let streaming = matches!(response.body, Body::Watch(_));
+    let streaming = matches!(response.body, Body::Watch(_) | Body::Onward(_));
     server.metrics.observe(&method, &path, code, began.elapsed(), streaming);
     debug!(%method, path, code, peer = %peer.address, "request");
-    send(&server, response, drain).await
+    send(&server, response, arrived, drain).await
 }
 
 fn method_of(method: &http::Method) -> Option<Method> {
@@ -149,16 +150,37 @@ fn method_of(method: &http::Method) -> Option<Method> {
     })
 }
 
+/// The request as the pipeline reads it, and what may be passed on of it.
+async fn receive(
+    server: &Server,
+    peer: &Peer,
+    mut request: http::Request<Incoming>,
+) -> (Result<Request, Status>, Arrived) {
+    let upgrade = request.headers().contains_key(http::header::UPGRADE);
+    let upgrade = upgrade.then(|| hyper::upgrade::on(&mut request));
+    let (parts, body) = request.into_parts();
+    let (method, headers) = (parts.method.clone(), parts.headers.clone());
+    let (ours, theirs) = match knarr_registry::is_proxy(parts.uri.path()) {
+        true => (None, Some(body)),
+        false => (Some(body), None),
+    };
+    let arrived = Arrived { method, headers, body: theirs, upgrade };
+    (read_request(server, peer, parts, ours).await, arrived)
+}
+
 async fn read_request(
     server: &Server,
     peer: &Peer,
-    request: http::Request<Incoming>,
+    parts: http::request::Parts,
+    body: Option<Incoming>,
 ) -> Result<Request, Status> {
-    let (parts, body) = request.into_parts();
     let method = method_of(&parts.method).ok_or_else(Status::no_such_path)?;
     let word = |name| header(&parts.headers, name).to_owned();
     let content_type = word(CONTENT_TYPE);
-    let body = read_body(body).await?;
+    let body = match body {
+        Some(body) => read_body(body).await?,
+        None => Bytes::new(),
+    };
     let body = if body.is_empty() {
         body
     } else {
@@ -206,13 +228,14 @@ fn credential(server: &Server, peer: &Peer, authorization: &str) -> Credential {
 async fn send(
     server: &Arc<Server>,
     response: Response,
+    arrived: Arrived,
     drain: watch::Receiver<bool>,
 ) -> http::Response<OutBody> {
     let Response { code, content_type, warnings, body } = response;
     let body = match body {
         Body::Chunks(chunks) => whole(chunks),
         Body::Watch(spec) => watch_body(server.watch(spec), drain),
-        Body::Node(target) => return nodes::stream(server, target).await,
+        Body::Onward(target) => return nodes::carry(server, target, arrived).await,
         Body::Own(_) => whole(Vec::new()),
     };
     let mut out = http::Response::new(body);

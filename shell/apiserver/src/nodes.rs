@@ -1,64 +1,211 @@
-//! Requests that a node answers: the server calls it and passes the bytes on.
+//! Requests that somebody else answers, a node or a Pod: the server carries them there and the
+//! answer back. What is upgraded becomes two byte streams that nobody here looks into.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST};
-use http_body_util::{BodyExt, Empty};
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use knarr_api::Status;
-use knarr_registry::{NodeStream, Response};
+use knarr_api::{Reason, Status};
+use knarr_registry::{Onward, Passage, Response, Road};
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::http::{OutBody, whole};
 use crate::server::Server;
 
-/// Streams a node's answer; a node that cannot be reached makes a Status.
-pub(crate) async fn stream(server: &Arc<Server>, target: NodeStream) -> http::Response<OutBody> {
-    match request(server, &target).await {
-        Ok(response) => response,
+/// Bytes on their way in each direction of an upgraded connection.
+const BUFFER: usize = 64 << 10;
+/// Most of a refusal that is read.
+const MAX_REFUSAL: usize = 64 << 10;
+
+/// What of a client's request may have to be passed on.
+pub(crate) struct Arrived {
+    pub(crate) method: Method,
+    pub(crate) headers: HeaderMap,
+    /// Not read by the API; `None` when it was.
+    pub(crate) body: Option<Incoming>,
+    /// The client's connection, should it be upgraded.
+    pub(crate) upgrade: Option<OnUpgrade>,
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+type Answer = http::Response<OutBody>;
+
+/// Carries a request there and its answer back.
+pub(crate) async fn carry(server: &Arc<Server>, target: Onward, arrived: Arrived) -> Answer {
+    if target.passage == Passage::Session && arrived.upgrade.is_none() {
+        return failed(&Status::bad_request("Upgrade request required"));
+    }
+    match pass(server, &target, arrived).await {
+        Ok(answer) => answer,
         Err(why) => {
-            warn!(node = target.node, %why, "a node did not answer");
-            let url = format!("https://{}{}", target.node, target.target);
-            failed(&Status::internal(format!("Get {url:?}: {why}")))
+            warn!(host = target.host, %why, "a request was not answered");
+            match target.passage {
+                Passage::Text => {
+                    let url = format!("https://{}{}", target.host, target.target);
+                    failed(&Status::internal(format!("Get {url:?}: {why}")))
+                }
+                Passage::Session => {
+                    failed(&Status::internal(format!("error dialing backend: {why}")))
+                }
+                Passage::Whole => {
+                    let text = format!("error trying to reach service: {why}");
+                    failed(&Status::new(Reason::ServiceUnavailable, text))
+                }
+            }
         }
     }
 }
 
-fn failed(status: &Status) -> http::Response<OutBody> {
+fn failed(status: &Status) -> Answer {
     let response = Response::status(status);
     let mut out = http::Response::new(whole(response.bytes().into_iter().collect()));
-    *out.status_mut() = http::StatusCode::from_u16(response.code).expect("codes are valid");
-    let json = http::HeaderValue::from_static(response.content_type);
+    *out.status_mut() = StatusCode::from_u16(response.code).expect("codes are valid");
+    let json = HeaderValue::from_static(response.content_type);
     out.headers_mut().insert(CONTENT_TYPE, json);
     out
 }
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
-async fn request(
+async fn pass(
     server: &Arc<Server>,
-    target: &NodeStream,
-) -> Result<http::Response<OutBody>, Failure> {
-    let tcp = TcpStream::connect(&target.node).await?;
-    let host = target.node.rsplit_once(':').map_or(target.node.as_str(), |(host, _)| host);
-    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())?;
-    let tls = TlsConnector::from(server.node_tls.clone()).connect(name, tcp).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
-    tokio::spawn(connection);
-    let request =
-        http::Request::get(&target.target).header(HOST, &target.node).body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await?;
+    target: &Onward,
+    mut arrived: Arrived,
+) -> Result<Answer, Failure> {
+    let upgrade = arrived.upgrade.take();
+    let request = request(target, arrived, upgrade.is_some())?;
+    let response = send(server, target, request).await?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return switch(response, upgrade.ok_or("an upgrade that nobody asked for")?);
+    }
+    if target.passage == Passage::Text && !response.status().is_success() {
+        return refusal(response).await;
+    }
+    let mut response = response;
+    strip(response.headers_mut(), Upgrading::No);
     // A connection that breaks in the middle ends the stream: the code is sent already.
-    let body = response.map(|body| {
-        let frames = futures_util::stream::unfold((body, sender), |(mut body, sender)| async {
+    Ok(response.map(|body| {
+        let frames = futures_util::stream::unfold(body, |mut body| async {
             let frame = body.frame().await?.ok()?;
-            Some((Ok(frame), (body, sender)))
+            Some((Ok(frame), body))
         });
         http_body_util::StreamBody::new(frames).boxed()
+    }))
+}
+
+/// The request to send on.
+fn request(
+    target: &Onward,
+    arrived: Arrived,
+    upgrading: bool,
+) -> Result<http::Request<BoxBody<Bytes, hyper::Error>>, Failure> {
+    let empty = || Empty::new().map_err(|never| match never {}).boxed();
+    let (method, mut headers, body) = match target.passage {
+        Passage::Text => (Method::GET, HeaderMap::new(), empty()),
+        Passage::Session => (arrived.method, arrived.headers, empty()),
+        Passage::Whole => {
+            (arrived.method, arrived.headers, arrived.body.map_or_else(empty, BodyExt::boxed))
+        }
+    };
+    strip(&mut headers, if upgrading { Upgrading::Yes } else { Upgrading::No });
+    // Whoever is asked next must not see who asks, nor act as them.
+    headers.remove(http::header::AUTHORIZATION);
+    headers.insert(HOST, HeaderValue::from_str(&target.host)?);
+    let mut request = http::Request::builder().method(method).uri(&target.target).body(body)?;
+    *request.headers_mut() = headers;
+    Ok(request)
+}
+
+/// Whether the headers that belong to an upgrade stay.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Upgrading {
+    Yes,
+    No,
+}
+
+/// Takes away the headers that belong to one connection.
+fn strip(headers: &mut HeaderMap, upgrading: Upgrading) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|list| list.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    let upgrade = headers.get(UPGRADE).cloned();
+    named.into_iter().for_each(|name| drop(headers.remove(name)));
+    for name in ["connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade"] {
+        headers.remove(name);
+    }
+    if let (Upgrading::Yes, Some(upgrade)) = (upgrading, upgrade) {
+        headers.insert(UPGRADE, upgrade);
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    }
+}
+
+/// Sends a request on a connection of its own.
+async fn send(
+    server: &Arc<Server>,
+    target: &Onward,
+    request: http::Request<BoxBody<Bytes, hyper::Error>>,
+) -> Result<http::Response<Incoming>, Failure> {
+    let tcp = TcpStream::connect(&target.host).await?;
+    tcp.set_nodelay(true)?;
+    let tls = match target.road {
+        Road::Http => return over(tcp, request).await,
+        Road::Node => server.node_tls.clone(),
+        Road::Https => server.pod_tls.clone(),
+    };
+    let host = target.host.rsplit_once(':').map_or(target.host.as_str(), |(host, _)| host);
+    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())?;
+    over(TlsConnector::from(tls).connect(name, tcp).await?, request).await
+}
+
+async fn over(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: http::Request<BoxBody<Bytes, hyper::Error>>,
+) -> Result<http::Response<Incoming>, Failure> {
+    let io = TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
+    tokio::spawn(connection.with_upgrades());
+    Ok(sender.send_request(request).await?)
+}
+
+/// Joins the client's connection with the one behind.
+fn switch(mut response: http::Response<Incoming>, client: OnUpgrade) -> Result<Answer, Failure> {
+    let behind = hyper::upgrade::on(&mut response);
+    tokio::spawn(async move {
+        let (client, behind) = match tokio::try_join!(client, behind) {
+            Ok(both) => both,
+            Err(error) => return debug!(%error, "a connection was not upgraded"),
+        };
+        let (mut client, mut behind) = (TokioIo::new(client), TokioIo::new(behind));
+        // Either side may go at any time; the other is told by the end of its stream.
+        let moved =
+            tokio::io::copy_bidirectional_with_sizes(&mut client, &mut behind, BUFFER, BUFFER);
+        if let Err(error) = moved.await {
+            debug!(%error, "a session was cut");
+        }
     });
-    Ok(body)
+    Ok(response.map(|_| whole(Vec::new())))
+}
+
+/// A node's refusal as a Status, as upstream words them.
+async fn refusal(response: http::Response<Incoming>) -> Result<Answer, Failure> {
+    let code = response.status();
+    let body = Limited::new(response.into_body(), MAX_REFUSAL).collect().await?.to_bytes();
+    let text = String::from_utf8_lossy(&body).into_owned();
+    Ok(failed(&match code {
+        StatusCode::BAD_REQUEST => Status::bad_request(text),
+        StatusCode::NOT_FOUND => Status::new(Reason::NotFound, text),
+        _ => Status::internal(text),
+    }))
 }

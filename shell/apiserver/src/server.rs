@@ -62,6 +62,7 @@ pub struct Server {
     documents: Documents,
     pub(crate) metrics: Metrics,
     pub(crate) node_tls: Arc<ClientConfig>,
+    pub(crate) pod_tls: Arc<ClientConfig>,
 }
 
 impl Server {
@@ -76,6 +77,7 @@ impl Server {
     ) -> Result<Arc<Self>, StartError> {
         let node_tls = knarr_pki::client_config(authority.certificate(), Some(&config.node_client))
             .map_err(StartError::Pki)?;
+        let pod_tls = knarr_pki::unverified_config().map_err(StartError::Pki)?;
         let tokens = Tokens::new(&config.pipeline.issuer, authority).map_err(StartError::Pki)?;
         Ok(Arc::new(Self {
             store,
@@ -86,6 +88,7 @@ impl Server {
             documents: Documents::default(),
             metrics: Metrics::new(),
             node_tls,
+            pod_tls,
         }))
     }
 

@@ -9,8 +9,10 @@ mod agent;
 mod files;
 mod join;
 mod logs;
+mod query;
 mod report;
 mod serve;
+mod streams;
 mod worker;
 
 pub use agent::{AgentError, NodeConfig, run};

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -17,7 +18,7 @@ use tracing::{debug, warn};
 
 use crate::agent::Node;
 use crate::logs::{self, LogOptions};
-use crate::now;
+use crate::{now, streams};
 
 const API_SERVER: &str = "kube-apiserver-kubelet-client";
 const ADMINISTRATORS: &str = "system:masters";
@@ -25,10 +26,12 @@ const ADMINISTRATORS: &str = "system:masters";
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-type Answer = http::Response<Full<Bytes>>;
+/// What goes out.
+pub(crate) type Answer = http::Response<BoxBody<Bytes, Infallible>>;
 
-fn answer(code: u16, text: impl Into<Bytes>) -> Answer {
-    let mut answer = http::Response::new(Full::new(text.into()));
+/// An answer in words.
+pub(crate) fn answer(code: u16, text: impl Into<Bytes>) -> Answer {
+    let mut answer = http::Response::new(Full::new(text.into()).boxed());
     *answer.status_mut() = http::StatusCode::from_u16(code).expect("codes are valid");
     answer
 }
@@ -73,25 +76,29 @@ async fn connection(node: Arc<Node>, stream: TcpStream, acceptor: TlsAcceptor) {
         let node = node.clone();
         async move {
             let path = request.uri().path().to_owned();
-            let query = request.uri().query().unwrap_or_default().to_owned();
             Ok::<_, Infallible>(match (path.as_str(), trusted) {
                 ("/healthz" | "/livez" | "/readyz", _) => answer(200, "ok"),
                 (_, false) => answer(401, "Unauthorized"),
-                (path, true) => page(&node, path, query).await,
+                (path, true) => page(&node, path, request).await,
             })
         }
     });
     let builder = auto::Builder::new(TokioExecutor::new());
-    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+    if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await
+    {
         debug!(%error, "connection ended");
     }
 }
 
-async fn page(node: &Arc<Node>, path: &str, query: String) -> Answer {
+async fn page(node: &Arc<Node>, path: &str, mut request: http::Request<Incoming>) -> Answer {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     match parts[..] {
+        [verb @ ("exec" | "attach"), namespace, pod, container] => {
+            streams::remote(node, &mut request, verb, [namespace, pod, container]).await
+        }
         ["containerLogs", namespace, pod, container] => {
             let wanted = [namespace, pod, container].map(str::to_owned);
+            let query = request.uri().query().unwrap_or_default().to_owned();
             node.blocking(move |node| container_logs(node, &wanted, &query)).await
         }
         ["metrics"] => answer(200, metrics(node)),

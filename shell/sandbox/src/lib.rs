@@ -6,7 +6,8 @@
 //! 2. [`Runtime::run_pod_sandbox`] makes the Pod's control group and starts its shim;
 //! 3. for each container [`Runtime::create_container`] (with layers and configuration from the
 //!    image store), then [`Runtime::start_container`];
-//! 4. exits come as [`Event`]s; [`Runtime::stop_container`] ends one with grace;
+//! 4. exits come as [`Event`]s; [`Runtime::stop_container`] ends one with grace; meanwhile
+//!    [`Runtime::exec`] and [`Runtime::attach`] open a [`Session`], [`Runtime::connect`] a socket;
 //! 5. [`Runtime::remove_container`], [`Runtime::stop_pod_sandbox`],
 //!    [`Runtime::remove_pod_sandbox`]; then networking removes its namespace.
 //!
@@ -21,6 +22,7 @@ mod cleanup;
 mod exec;
 mod protocol;
 mod runtime;
+mod session;
 mod shim;
 mod state;
 mod sys;
@@ -29,6 +31,7 @@ mod watch;
 pub use cgroup::Hierarchies;
 pub use cleanup::{cleanup, unmount_below};
 pub use runtime::{Config, CreateContainer, Event, Events, Runtime};
+pub use session::{Session, Wanted};
 pub use shim::shim_main;
 pub use state::layers_in_use;
 

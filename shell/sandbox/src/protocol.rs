@@ -3,9 +3,10 @@
 //! A connection carries one request and its answer, except after [`Request::Subscribe`], which is
 //! answered by [`Reply::Hello`] and then by [`Reply::Exited`] for every exit. Standard streams of
 //! an `Exec` travel beside the request as descriptors, so the shim moves no bytes of them; a
-//! terminal's master travels back beside [`Reply::Started`]. `Attach` will be a request of the
-//! same form. A shim of an older build answers what it does not know with [`Reply::Refused`];
-//! [`VERSION`] is told in `Hello`, and an agent must speak to every version it may find.
+//! terminal's master travels back beside [`Reply::Started`]. So do those of an attachment, which
+//! lasts as long as its connection. A shim of an older build answers what it does not know with
+//! [`Reply::Refused`]; [`VERSION`] is told in `Hello`, and an agent must speak to every version it
+//! may find.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -20,8 +21,8 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol.
-pub(crate) const VERSION: u32 = 1;
+/// Version of this protocol; 2 knows attachments.
+pub(crate) const VERSION: u32 = 2;
 /// Largest message.
 const MAX_MESSAGE: usize = 128 * 1024;
 /// Most descriptors beside a message.
@@ -41,8 +42,23 @@ pub(crate) enum Request {
     /// Run a process in a container, with the streams given beside; answered by `Started`, then by
     /// `ExecExited`. Closing the connection kills it.
     Exec { id: String, process: Box<Process>, timeout_ms: Option<u64> },
+    /// Copy what the container writes from now on into the two pipes given beside, for its standard
+    /// output and error; answered by `Attached`. Whoever does not read holds the container up.
+    AttachOutput { id: String },
+    /// Hand out the writing end of the container's standard input, or its terminal; answered by
+    /// `Attached` with the descriptor beside it, if there is one.
+    AttachInput { id: String, at_end: AtEnd },
     /// End the shim; all containers must have ended.
     Shutdown,
+}
+
+/// What becomes of a container's standard input when an attachment to it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum AtEnd {
+    /// It stays open for the next.
+    KeepInput,
+    /// It ends (`stdinOnce`).
+    CloseInput,
 }
 
 /// What a shim answers.
@@ -58,6 +74,8 @@ pub(crate) enum Reply {
     Exited { id: String, exit: Exit },
     /// The process of an exec ended.
     ExecExited { code: i32, timed_out: bool },
+    /// The attachment holds until its connection is closed.
+    Attached,
     /// Done.
     Done,
     /// No such container runs.

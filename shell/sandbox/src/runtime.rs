@@ -17,7 +17,7 @@ use std::time::Duration;
 use knarr_oci::cri::{self, ContainerState, NamespaceMode, PodSandboxState};
 use knarr_oci::generate::{self, ContainerRequest};
 use knarr_oci::image::ImageConfig;
-use knarr_oci::spec::{NetworkNs, Rootfs, Stdio};
+use knarr_oci::spec::{NetworkNs, Process, Rootfs, Stdio};
 
 use crate::cgroup::Hierarchies;
 use crate::protocol::{self, Exit, Reply, Request};
@@ -97,7 +97,7 @@ struct Container {
 pub type Events = std::sync::mpsc::Receiver<Event>;
 
 /// Names what was done in an error of the kernel.
-fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+pub(crate) fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     let what = what.into();
     move |error| Error::Io(what, error)
 }
@@ -442,16 +442,36 @@ impl Runtime {
         command: &[String],
         timeout: Duration,
     ) -> Result<cri::ExecSyncResponse, Error> {
-        let (dir, _) = self.inner.container(id)?;
-        let process = {
-            let state = self.inner.lock();
-            let container = state.containers.get(id).ok_or_else(|| not_found("container", id))?;
-            Box::new(generate::exec_process(&container.record.spec, command, Stdio::Pipes))
-        };
+        let (dir, process) = self.process_in(id, command, Stdio::Pipes)?;
         let timeout_ms =
             (!timeout.is_zero()).then(|| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
         let request = Request::Exec { id: id.to_string(), process, timeout_ms };
         exec::run(&dir, &request)
+    }
+
+    /// Where the shim of a container is, and what a command in it is to be.
+    pub(crate) fn process_in(
+        &self,
+        id: &str,
+        command: &[String],
+        stdio: Stdio,
+    ) -> Result<(SandboxDir, Box<Process>), Error> {
+        let (dir, _) = self.inner.container(id)?;
+        let state = self.inner.lock();
+        let container = state.containers.get(id).ok_or_else(|| not_found("container", id))?;
+        let process = generate::exec_process(&container.record.spec, command, stdio);
+        Ok((dir, Box::new(process)))
+    }
+
+    /// Where the shim of a container is, and how the container was asked for.
+    pub(crate) fn folder_and_config(
+        &self,
+        id: &str,
+    ) -> Result<(SandboxDir, cri::ContainerConfig), Error> {
+        let (dir, _) = self.inner.container(id)?;
+        let state = self.inner.lock();
+        let container = state.containers.get(id).ok_or_else(|| not_found("container", id))?;
+        Ok((dir, container.record.config.clone()))
     }
 }
 

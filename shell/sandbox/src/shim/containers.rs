@@ -24,9 +24,11 @@ pub(super) struct Container {
     process: Forked,
     started_at: i64,
     log: Log,
-    outputs: [Option<Output>; 2],
+    pub(super) outputs: [Option<Output>; 2],
     /// The writing end of its standard input, kept so that it does not end.
-    _input: Option<OwnedFd>,
+    pub(super) input: Option<OwnedFd>,
+    /// Attachments that take the input with them when they end.
+    pub(super) once: Vec<ClientId>,
     setup: Option<Setup>,
     failure: Option<Failure>,
     /// Who is told of the failure, once nothing is left of the child.
@@ -58,6 +60,12 @@ impl Container {
     pub(super) fn running(&self, id: &str) -> Option<Running> {
         let (id, started_at) = (id.to_string(), self.started_at);
         self.setup.is_none().then_some(Running { id, pid: self.process.pid, started_at })
+    }
+
+    /// The master of its terminal, if it has one.
+    pub(super) fn terminal(&self) -> Option<&OwnedFd> {
+        let has_one = self.spec.process.stdio == Stdio::Terminal;
+        self.outputs[0].as_ref().filter(|_| has_one).map(Output::fd)
     }
 }
 
@@ -150,7 +158,8 @@ impl Shim {
             started_at: 0,
             log,
             outputs: [None, None],
-            _input: pipes.input,
+            input: pipes.input,
+            once: Vec::new(),
             setup: Some(setup),
             failure: None,
             told_of_failure: None,
@@ -159,10 +168,10 @@ impl Shim {
         };
         for (stream, output) in pipes.outputs.into_iter().enumerate() {
             let source = Source::Output { container: id.into(), stream };
-            if let Some(output) = &output {
-                self.watch(output.fd(), source).doing(|| "watch".into())?;
-            }
             container.outputs[stream] = output;
+            if let Some(output) = &mut container.outputs[stream] {
+                output.source = self.watch(output.fd(), source).doing(|| "watch".into())?;
+            }
         }
         self.containers.insert(id.to_string(), container);
         Ok(())
@@ -208,6 +217,7 @@ impl Shim {
             container.outputs[stream] = None;
             self.sources.remove(&source);
         }
+        self.arrange(id, stream);
     }
 
     /// Hears what a starting child says; the end of its socket means that the program runs.
@@ -238,9 +248,9 @@ impl Shim {
             }
             Starting::Container(id) => {
                 let _ = rustix::io::ioctl_fionbio(&terminal, true);
-                let output = Output::new(terminal, "stdout");
+                let mut output = Output::new(terminal, "stdout");
                 let source = Source::Output { container: id.clone(), stream: 0 };
-                let _ = self.watch(output.fd(), source);
+                output.source = self.watch(output.fd(), source).unwrap_or_default();
                 let container = self.containers.get_mut(id).expect("it was just found");
                 container.outputs[0] = Some(output);
             }
@@ -404,9 +414,10 @@ impl Shim {
             // No process namespace of its own has died with its first process.
             let _ = self.hierarchies.kill(&container.spec.cgroup);
         }
-        self.sources.retain(
-            |_, source| !matches!(source, Source::Output { container, .. } if container == id),
-        );
+        self.sources.retain(|_, source| {
+            !matches!(source, Source::Output { container, .. }
+                | Source::Tap { container, .. } if container == id)
+        });
         for output in container.outputs.iter_mut().filter_map(Option::take) {
             output.drain(&mut container.log);
         }

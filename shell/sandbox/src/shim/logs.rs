@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use knarr_oci::log::{LogStream, rfc3339_nanos};
 
+use super::attach::Tap;
 use crate::state;
 
 /// Most bytes taken from one stream before others have their turn.
@@ -48,6 +49,12 @@ impl Log {
 pub(super) struct Output {
     fd: OwnedFd,
     stream: LogStream,
+    /// Its number in the epoll.
+    pub(super) source: u64,
+    /// Not listened to, because somebody attached is behind.
+    pub(super) paused: bool,
+    /// Who else gets what it brings.
+    pub(super) taps: Vec<Tap>,
 }
 
 /// Whether a stream may bring more.
@@ -62,7 +69,8 @@ pub(super) enum More {
 impl Output {
     /// `fd` must not block.
     pub(super) fn new(fd: OwnedFd, name: &'static str) -> Output {
-        Output { fd, stream: LogStream::new(name) }
+        let stream = LogStream::new(name);
+        Output { fd, stream, source: 0, paused: false, taps: Vec::new() }
     }
 
     pub(super) fn fd(&self) -> &OwnedFd {
@@ -79,6 +87,7 @@ impl Output {
                 let time = rfc3339_nanos(state::now());
                 self.stream.feed(&buffer[..count], &time, &mut lines);
                 log.write(&lines);
+                self.taps.retain_mut(|tap| tap.give(&buffer[..count]).is_ok());
                 More::Later
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => More::Later,
@@ -99,6 +108,8 @@ impl Output {
             let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
             fds[0].revents().contains(PollFlags::IN)
         };
+        // Nobody waits for who is behind any more: all that is left has to fit their pipes.
+        self.taps.iter_mut().for_each(Tap::widen);
         while readable(&self.fd) {
             if self.pump(log) == More::Ended {
                 return;

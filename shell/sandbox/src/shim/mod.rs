@@ -4,6 +4,7 @@
 //! answers the agent on a socket. It waits in one epoll for everything that can happen and wakes
 //! for nothing else. When it dies, all its containers die (`PR_SET_PDEATHSIG`).
 
+mod attach;
 mod child;
 mod containers;
 mod logs;
@@ -37,6 +38,11 @@ enum Source {
     Client,
     /// An output stream of a container.
     Output {
+        container: String,
+        stream: usize,
+    },
+    /// A pipe of an attachment that can be written to again.
+    Tap {
         container: String,
         stream: usize,
     },
@@ -196,6 +202,7 @@ impl Shim {
             Some(Source::Signals) => self.reap(),
             Some(Source::Client) => self.hear(id),
             Some(Source::Output { container, stream }) => self.pump(id, &container, stream),
+            Some(Source::Tap { container, stream }) => self.tap_ready(&container, stream),
             Some(Source::Setup(starting)) => self.settle(id, &starting),
             // Its source was dropped while handling an earlier event of the same batch.
             None => {}
@@ -238,6 +245,8 @@ impl Shim {
                 let deadline = timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
                 self.exec(client, &id, &process, deadline, fds);
             }
+            Request::AttachOutput { id } => self.attach_output(client, &id, fds),
+            Request::AttachInput { id, at_end } => self.attach_input(client, &id, at_end),
             Request::Shutdown => self.shut_down(client),
         }
     }
@@ -275,10 +284,11 @@ impl Shim {
         }
     }
 
-    /// Closing a connection that waits for an exec kills the exec.
+    /// Closing a connection kills the exec that it waits for, and ends its attachment.
     fn forget_client(&mut self, client: ClientId) {
         self.sources.remove(&client);
         self.clients.remove(&client);
+        self.detach(client);
         self.subscribers.retain(|id| *id != client);
         let of_client = self.execs.iter().filter(|(_, exec)| exec.client == client);
         of_client.for_each(|(pid, _)| containers::kill_session(*pid));
