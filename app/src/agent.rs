@@ -117,6 +117,8 @@ pub(crate) async fn prepare(
         state_dir: paths.state,
         pods_dir: paths.pods,
         logs_dir: paths.logs,
+        certs_dir: paths.certs,
+        max_parallel_image_pulls: flags.max_parallel_image_pulls,
         address,
         port: flags.node_port,
         shim: vec![shim.display().to_string(), POD_SHIM.to_owned()],

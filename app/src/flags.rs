@@ -124,6 +124,9 @@ pub(crate) struct NodeFlags {
     /// The port of the node's own server.
     #[arg(long, default_value_t = 10250, value_name = "PORT")]
     pub(crate) node_port: u16,
+    /// How many images are pulled at a time.
+    #[arg(long, default_value_t = 5, value_name = "COUNT")]
+    pub(crate) max_parallel_image_pulls: usize,
 }
 
 /// Control plane and node.

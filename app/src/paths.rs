@@ -31,6 +31,8 @@ pub(crate) struct NodePaths {
     pub(crate) pods: PathBuf,
     /// Pods' logs.
     pub(crate) logs: PathBuf,
+    /// How registries are spoken to.
+    pub(crate) certs: PathBuf,
     /// Four letters that tell this node's links and groups from others' on the machine.
     pub(crate) instance: String,
 }
@@ -43,6 +45,7 @@ impl NodePaths {
             state: root.join("var/lib/knarr"),
             pods: root.join("var/lib/kubelet"),
             logs: root.join("var/log/pods"),
+            certs: root.join("etc/knarr/certs.d"),
             instance: instance(&root),
         }
     }

@@ -95,6 +95,11 @@ impl Machine {
         up
     }
 
+    /// The OCI archive of an image that the tests use.
+    pub fn archive(&self, word: &str) -> PathBuf {
+        archive(word)
+    }
+
     /// Puts the images that the tests use into the node's store.
     pub fn import(&self, word: &str) {
         let archive = archive(word);

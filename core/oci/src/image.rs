@@ -14,6 +14,49 @@ fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(d: D) -> R
     Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
 }
 
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+
+/// The documents that a registry is asked for, the preferred first.
+pub const MANIFEST_TYPES: [&str; 4] = [
+    OCI_INDEX,
+    DOCKER_LIST,
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+];
+
+/// What a document is, by its type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DocumentKind {
+    /// A list of manifests.
+    Index,
+    /// An image.
+    Manifest,
+    /// Docker's first schema, which nothing makes any more.
+    Schema1,
+}
+
+/// Tells what a document is: by its own word, else by the type it was sent with.
+///
+/// # Errors
+/// It is something else; the type.
+pub fn document_kind(document: &[u8], sent_as: &str) -> Result<DocumentKind, String> {
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase", default)]
+    struct Kind {
+        schema_version: u32,
+        media_type: String,
+    }
+    let said: Kind = serde_json::from_slice(document).map_err(|error| error.to_string())?;
+    let media_type = if said.media_type.is_empty() { sent_as } else { &said.media_type };
+    match media_type {
+        _ if said.schema_version == 1 => Ok(DocumentKind::Schema1),
+        OCI_INDEX | DOCKER_LIST => Ok(DocumentKind::Index),
+        known if MANIFEST_TYPES.contains(&known) => Ok(DocumentKind::Manifest),
+        other => Err(other.to_string()),
+    }
+}
+
 /// A reference to content by digest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -216,12 +259,18 @@ impl Index {
     }
 }
 
+impl Manifest {
+    /// Configuration and layers.
+    pub fn parts(&self) -> impl Iterator<Item = &Descriptor> {
+        core::iter::once(&self.config).chain(&self.layers)
+    }
+}
+
 impl Descriptor {
     /// Whether it leads to another index.
     #[must_use]
     pub fn is_index(&self) -> bool {
-        self.media_type == "application/vnd.oci.image.index.v1+json"
-            || self.media_type == "application/vnd.docker.distribution.manifest.list.v2+json"
+        matches!(self.media_type.as_str(), OCI_INDEX | DOCKER_LIST)
     }
 
     /// The name an archive gives to the image: containerd's annotation, else OCI's.

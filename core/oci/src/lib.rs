@@ -6,6 +6,8 @@ extern crate alloc;
 
 pub mod capability;
 pub mod cgroup;
+pub mod challenge;
+pub mod credentials;
 pub mod cri;
 pub mod device_filter;
 pub mod generate;

@@ -19,6 +19,7 @@ const NANOS: i64 = 1_000_000_000;
 pub struct Backoffs {
     records: BTreeMap<String, Record>,
     told: BTreeMap<String, u32>,
+    waits: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +33,11 @@ impl Backoffs {
     pub(crate) fn first_wait(&mut self, name: &str, ended: &ContainerStatus) -> bool {
         let attempt = ended.metadata.attempt;
         self.told.insert(name.to_owned(), attempt) != Some(attempt)
+    }
+
+    /// Whether people have not yet been told that a container waits for this.
+    pub(crate) fn first_telling(&mut self, name: &str, telling: &str) -> bool {
+        self.waits.insert(name.to_owned(), telling.to_owned()).as_deref() != Some(telling)
     }
 
     /// When a container that ended may start again, and how long it waits for that in seconds.
@@ -54,6 +60,12 @@ impl Backoffs {
         let at = ended.saturating_add(SignedDuration::from_secs(wait)).unwrap_or(ended);
         (at, wait)
     }
+}
+
+/// When an image may be pulled again that could not be pulled `times` in a row: 10, 20, … 300 s.
+pub(crate) fn pull_again_at(failed: Timestamp, times: u32) -> Timestamp {
+    let wait = (FIRST_SECONDS << times.saturating_sub(1).min(10)).min(MAX_SECONDS);
+    failed.saturating_add(SignedDuration::from_secs(wait)).unwrap_or(failed)
 }
 
 /// How long a step that failed `times` in a row waits: 1, 2, 4, … 300 seconds.

@@ -5,19 +5,18 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use knarr_oci::cri::{ContainerState, ContainerStatus, PodSandboxState, PodSandboxStatus};
 use knarr_typed::{Container, Pod, PodSpec};
 
 use crate::backoff::{Backoffs, retry_at};
+use crate::pulls::{self, Verdict, Wait};
 use crate::status::{self, Waiting};
-use crate::{Action, Decision, ImageState, Observed, PodEvent};
+use crate::{Action, Decision, Observed, PodEvent};
 
 const DEFAULT_GRACE_SECONDS: i64 = 30;
 /// What a sidecar has at least, if there is a grace period at all.
 const MIN_GRACE_SECONDS: i64 = 2;
-/// How often a missing image is looked for.
-const IMAGE_RETRY: SignedDuration = SignedDuration::from_secs(2);
 
 /// A Pod as the decision sees it.
 pub(crate) struct Look<'a> {
@@ -315,7 +314,7 @@ impl Steps<'_> {
             }
             None => {}
         }
-        if !self.may_start(look, container) {
+        if !self.may_start(look, container, attempt) {
             return;
         }
         // The last run stays for its logs; those before it go.
@@ -334,25 +333,43 @@ impl Steps<'_> {
         format!("back-off {wait} restarting failed container={}", pod_of(look, name, "pod="))
     }
 
-    fn may_start(&mut self, look: &Look<'_>, container: &Container) -> bool {
-        let image = container.image.as_deref().unwrap_or_default();
-        match look.observed.images.get(image) {
-            Some(ImageState::Present(_)) => {}
-            Some(ImageState::Missing(reason, message)) => {
-                self.waiting.set(&container.name, reason, message.clone());
-                // Somebody may bring it meanwhile.
-                let again = look.now.saturating_add(IMAGE_RETRY);
-                self.wake_at(again.unwrap_or(look.now));
-                return false;
-            }
-            None => return false,
-        }
+    /// Whether the next run of a container may begin now.
+    fn may_start(&mut self, look: &Look<'_>, container: &Container, attempt: u32) -> bool {
         if self.held_back(look, &container.name) {
             let failure = &look.observed.failures[&container.name];
             self.waiting.set(&container.name, &failure.reason, failure.message.to_string());
             return false;
         }
-        true
+        match pulls::judge(look, container, attempt) {
+            Verdict::Ready => true,
+            Verdict::Unknown => false,
+            Verdict::Pull(wait) => {
+                self.pull(container, attempt);
+                wait.into_iter().for_each(|wait| self.wait(container, wait));
+                false
+            }
+            Verdict::Wait(wait) => {
+                self.wait(container, wait);
+                false
+            }
+        }
+    }
+
+    /// Has an image pulled; one pull serves all containers of the Pod that wait for it.
+    fn pull(&mut self, container: &Container, attempt: u32) {
+        let wanted = container.image.clone().unwrap_or_default();
+        let begun = |a: &Action| matches!(a, Action::Pull { image, .. } if *image == wanted);
+        if !self.decision.actions.iter().any(begun) {
+            self.act(Action::Pull { image: wanted, name: container.name.clone(), attempt });
+        }
+    }
+
+    fn wait(&mut self, container: &Container, wait: Wait) {
+        wait.again.into_iter().for_each(|again| self.wake_at(again));
+        if self.backoffs.first_telling(&container.name, &wait.telling) {
+            self.decision.events.extend(wait.events);
+        }
+        self.waiting.set(&container.name, wait.reason, wait.message);
     }
 
     fn event(&mut self, warning: bool, reason: &'static str, message: String) {

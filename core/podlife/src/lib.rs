@@ -11,6 +11,8 @@ mod backoff;
 pub mod config;
 mod decide;
 pub mod env;
+pub mod image_gc;
+pub mod pulls;
 mod status;
 pub mod volumes;
 
@@ -25,14 +27,10 @@ use serde_json::Value;
 pub use backoff::Backoffs;
 pub use decide::decide;
 
-/// Whether a container's image can be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ImageState {
-    /// It is here; its id.
-    Present(String),
-    /// It is not here, and why it cannot be had: (reason, message).
-    Missing(&'static str, String),
-}
+/// The annotation of a container that holds what its image is reported as.
+pub const IMAGE_REF: &str = "io.knarr.image-ref";
+
+pub use pulls::{ImageState, Pull, PullOutcome};
 
 /// A step that failed, and is not tried again before its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +56,8 @@ pub struct Observed {
     pub addresses: Vec<String>,
     /// Images by the name that the Pod gives them.
     pub images: BTreeMap<String, ImageState>,
+    /// The last pull of each image, by the same name.
+    pub pulls: BTreeMap<String, Pull>,
     /// The node's addresses.
     pub node_addresses: Vec<String>,
     /// Containers that could not be started, by name; the sandbox itself under the empty name.
@@ -74,6 +74,15 @@ pub enum Action {
     /// Make a sandbox, with its network.
     RunSandbox {
         /// How many there were before.
+        attempt: u32,
+    },
+    /// Begin to pull the image of a container; its end is news of its own.
+    Pull {
+        /// The image, as the Pod names it.
+        image: String,
+        /// The container.
+        name: String,
+        /// How many runs of it there were before.
         attempt: u32,
     },
     /// Make and start a container.

@@ -12,7 +12,7 @@ use knarr_typed::Container;
 use serde_json::{Value, json};
 
 use crate::decide::{Look, is_sidecar};
-use crate::{ImageState, Observed};
+use crate::{IMAGE_REF, ImageState, Observed};
 
 const OWN_CONDITIONS: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
@@ -176,8 +176,10 @@ fn container(look: &Look<'_>, waiting: &Waiting, container: &Container) -> Value
     } else {
         ended
     };
-    let image_id = match look.observed.images.get(image) {
-        Some(ImageState::Present(id)) => id.as_str(),
+    // The tag may stand for another image by now: a container has the one that it was made of.
+    let made_of = newest.and_then(|run| run.annotations.get(IMAGE_REF));
+    let image_id = match (made_of, look.observed.images.get(image)) {
+        (Some(known_as), _) | (None, Some(ImageState::Present(known_as))) => known_as.as_str(),
         _ => "",
     };
     let ran_well =

@@ -15,7 +15,9 @@ use jiff::{SignedDuration, Timestamp};
 use knarr_oci::cri::{
     ContainerState, ContainerStatus, PodSandboxMetadata, PodSandboxState, PodSandboxStatus,
 };
-use knarr_podlife::{Action, Backoffs, Decision, Failure, ImageState, Observed, decide};
+use knarr_podlife::{
+    Action, Backoffs, Decision, Failure, ImageState, Observed, Pull, PullOutcome, decide,
+};
 use serde_json::{Value, json};
 
 const MIDNIGHT: &str = "2026-01-01T00:00:00Z";
@@ -78,10 +80,29 @@ impl World {
                 let state = ImageState::Present(format!("sha256:{name}"));
                 self.observed.images.insert(name.to_owned(), state);
             }
-            ["image", name, "missing", reason, ..] => {
-                let reason = reason.to_owned().leak();
-                let state = ImageState::Missing(reason, rest(4));
+            ["image", name, "absent"] => {
+                self.observed.images.insert(name.to_owned(), ImageState::Absent);
+            }
+            ["image", name, "unusable", reason, ..] => {
+                let state = ImageState::Unusable(reason.to_owned().leak(), rest(4));
                 self.observed.images.insert(name.to_owned(), state);
+            }
+            ["pulled", image] => {
+                let state = ImageState::Present(format!("sha256:{image}"));
+                self.observed.images.insert(image.to_owned(), state);
+                let pull = self.observed.pulls.get_mut(image).unwrap();
+                (pull.outcome, pull.failures) = (PullOutcome::Done, 0);
+            }
+            ["unpulled", image, ..] => {
+                let (at, error) = (time(self.now), rest(2));
+                let pull = self.observed.pulls.get_mut(image).unwrap();
+                (pull.outcome, pull.error) = (PullOutcome::Failed(at), error);
+                pull.failures += 1;
+            }
+            ["spec", "image", name, image] => {
+                let containers = self.pod["spec"]["containers"].as_array_mut().unwrap();
+                let own = containers.iter_mut().find(|c| c["name"] == name).unwrap();
+                own["image"] = json!(image);
             }
             ["failure", name, reason, times, ..] => {
                 let (reason, message, at) = (reason.to_owned(), rest(4), time(self.now));
@@ -160,6 +181,14 @@ impl World {
         match action {
             Action::Prepare => self.observed.prepared = true,
             Action::RunSandbox { attempt } => self.make_sandbox(&format!("s{attempt}")),
+            Action::Pull { image, name, attempt } => {
+                let old = self.observed.pulls.get(&image);
+                let (failures, error) =
+                    old.map_or((0, String::new()), |pull| (pull.failures, pull.error.clone()));
+                let outcome = PullOutcome::Running;
+                let pull = Pull { name, attempt, outcome, failures, error };
+                self.observed.pulls.insert(image, pull);
+            }
             Action::StartContainer { name, sandbox, attempt } => {
                 self.make(&format!("{name}.{attempt}"), &sandbox, ContainerState::Running);
             }

@@ -9,7 +9,7 @@ use flate2::read::MultiGzDecoder;
 use sha2::{Digest, Sha256};
 
 /// Longest document (index, manifest, configuration) that is read into memory.
-const MAX_DOCUMENT: u64 = 8 << 20;
+pub(crate) const MAX_DOCUMENT: u64 = 8 << 20;
 
 /// `sha256:…` of what has been hashed.
 pub(crate) fn digest_text(hash: Sha256) -> String {

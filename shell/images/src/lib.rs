@@ -1,4 +1,4 @@
-//! Images from OCI archives, unpacked into layers for overlayfs.
+//! Images from registries and OCI archives, unpacked into layers for overlayfs.
 //!
 //! ```text
 //! <root>/lock                      held by whoever changes the store
@@ -7,16 +7,25 @@
 //! <root>/images/<id>/record.json   layers, manifest digest, size
 //! <root>/images/<id>/config.json   the configuration, byte for byte
 //! <root>/names.json                full reference -> id
+//! <root>/partial/<digest>          a blob that a pull is fetching, or was when it broke off
+//! <root>/pulls/<n>/                layers on their way in, of one process; locked while it lives
 //! ```
 //!
 //! Everything is made in `tmp` and appears by one rename: layers first, then the image, then its
 //! name. A crash leaves at most unreferenced layers and work in `tmp`, which the next change
-//! removes. Pulling from registries will be another way to fill a [`blobs::Blobs`].
+//! removes. A pull works beside the store, in `partial` and `pulls`, and takes the lock only to
+//! put in place what it made.
 
 mod archive;
 mod blobs;
+mod download;
+mod hosts;
+mod keyed;
+mod pull;
+mod registry;
 mod store;
 mod tarball;
+mod transport;
 mod unpack;
 
 use std::io;
@@ -24,6 +33,9 @@ use std::io;
 use knarr_oci::image::ImageError;
 use knarr_oci::reference::ReferenceError;
 
+pub use hosts::Scheme;
+pub use pull::{Progress, PullOptions, Puller, Stage, Watcher};
+pub use registry::RegistryError;
 pub use store::{Store, Unpacked};
 
 /// What an archive may cost; more is refused.
@@ -51,6 +63,15 @@ pub enum Error {
     Reference(String, ReferenceError),
     /// The archive is broken, hostile, or not an image for this machine; the text says how.
     Archive(String),
+    /// A registry did not give the image.
+    Pull {
+        /// The reference in full.
+        image: String,
+        /// `resolve` or `copy`.
+        step: &'static str,
+        /// What went wrong.
+        why: RegistryError,
+    },
     /// The kernel refused something.
     Io(String, io::Error),
 }
@@ -61,6 +82,14 @@ impl std::fmt::Display for Error {
             Error::NotFound(name) => write!(f, "no image {name:?}"),
             Error::Reference(name, why) => write!(f, "{name:?}: {why}"),
             Error::Archive(why) => write!(f, "bad image archive: {why}"),
+            Error::Pull { image, step: "resolve", why } => write!(
+                f,
+                "failed to pull and unpack image {image:?}: failed to resolve reference \
+                 {image:?}: {why}"
+            ),
+            Error::Pull { image, step, why } => {
+                write!(f, "failed to pull and unpack image {image:?}: failed to {step}: {why}")
+            }
             Error::Io(what, error) => write!(f, "{what}: {error}"),
         }
     }

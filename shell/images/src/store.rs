@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use knarr_oci::cri::Image;
 use knarr_oci::image::{ImageConfig, Platform};
@@ -13,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::archive::{self, Found};
-use crate::blobs::{Blob, Hashing, digest_of};
+use crate::blobs::{Hashing, digest_of};
 use crate::{Error, Limits, io_error, unpack};
 
 /// A local image store below one folder. Calls block; several processes may share it.
@@ -48,6 +49,34 @@ fn hex(digest: &str) -> &str {
     digest.strip_prefix("sha256:").unwrap_or(digest)
 }
 
+/// An image whose new layers are unpacked in some folder.
+pub(crate) struct Arrival<'a> {
+    /// `sha256:…` of the configuration.
+    pub(crate) id: &'a str,
+    /// References in full.
+    pub(crate) names: &'a [String],
+    pub(crate) manifest_digest: &'a str,
+    pub(crate) config_bytes: &'a [u8],
+    /// Chain ids, lowest first.
+    pub(crate) layers: Vec<String>,
+}
+
+/// The folder of one process for pulls; others see that it is alive by its lock.
+pub(crate) struct PullDir {
+    pub(crate) path: PathBuf,
+    _lock: File,
+}
+
+impl Drop for PullDir {
+    fn drop(&mut self) {
+        // What stays is removed by the next process that pulls.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Blobs that nobody asked for again are forgotten after this time.
+const MAX_PARTIAL_AGE: Duration = Duration::from_secs(24 * 3600);
+
 /// A folder in `tmp` that goes away with this value.
 struct Work(PathBuf);
 
@@ -66,7 +95,7 @@ impl Store {
     pub fn open(root: PathBuf) -> Result<Store, Error> {
         let platform = Platform::linux(std::env::consts::ARCH);
         let store = Store { root, platform, limits: Limits::default() };
-        for name in ["tmp", "layers", "images"] {
+        for name in ["tmp", "layers", "images", "partial", "pulls"] {
             fs::create_dir_all(store.root.join(name)).map_err(io_error("make the image store"))?;
         }
         Ok(store)
@@ -100,6 +129,108 @@ impl Store {
         self.publish(&work, &found, &records)?;
         self.write_names(&work, &names)?;
         found.iter().map(|image| self.image(hex(&image.id), &names)).collect()
+    }
+
+    /// Gives an image that has the first name all the others, too; `None` without such an image.
+    pub(crate) fn tag(&self, tags: &[String]) -> Result<Option<Image>, Error> {
+        let Some(id) = self.find(&tags[0], &self.names()?)? else { return Ok(None) };
+        let _lock = self.lock()?;
+        let mut names = self.names()?;
+        if !self.ids()?.contains(&id) {
+            return Ok(None);
+        }
+        self.name_all(tags, &id, &mut names)?;
+        self.image(&id, &names).map(Some)
+    }
+
+    fn name_all(&self, tags: &[String], id: &str, names: &mut Names) -> Result<(), Error> {
+        if tags.iter().all(|tag| names.get(tag).is_some_and(|owner| owner == id)) {
+            return Ok(());
+        }
+        names.extend(tags.iter().map(|tag| (tag.clone(), id.to_owned())));
+        self.write_names(&self.work()?, names)
+    }
+
+    /// Puts an image in place whose new layers lie below `from`. `None` when a layer that it counts
+    /// on went meanwhile.
+    pub(crate) fn adopt(&self, arrival: &Arrival<'_>, from: &Path) -> Result<Option<Image>, Error> {
+        // Everything is on the disk before anything has its name, and nobody waits for that.
+        self.sync()?;
+        let _lock = self.lock()?;
+        let size_of = |chain: &String| {
+            layer_size(&self.layer(chain)).or_else(|| layer_size(&from.join(chain)))
+        };
+        let sizes: Option<Vec<u64>> = arrival.layers.iter().map(size_of).collect();
+        let Some(sizes) = sizes else { return Ok(None) };
+        let work = self.work()?;
+        let manifest_digest = Some(arrival.manifest_digest.to_owned());
+        let (layers, size) = (arrival.layers.clone(), sizes.iter().sum());
+        let record = Record { manifest_digest, layers, size };
+        let made = self.write_image(&work.0.join("record"), &record, arrival.config_bytes)?;
+        for chain in &arrival.layers {
+            move_in(&from.join(chain), &self.layer(chain))?;
+            // Another process was first: what is left here is no use.
+            let _ = fs::remove_dir_all(from.join(chain));
+        }
+        let id = hex(arrival.id);
+        move_in(&made, &self.root.join("images").join(id))?;
+        let mut names = self.names()?;
+        names.extend(arrival.names.iter().map(|name| (name.clone(), id.to_owned())));
+        self.write_names(&work, &names)?;
+        self.image(id, &names).map(Some)
+    }
+
+    /// Whether a layer is in its place.
+    pub(crate) fn has_layer(&self, chain: &str) -> bool {
+        self.layer(chain).exists()
+    }
+
+    /// The file that a blob grows in.
+    pub(crate) fn partial(&self, digest: &str) -> PathBuf {
+        self.root.join("partial").join(hex(digest))
+    }
+
+    pub(crate) fn platform(&self) -> &Platform {
+        &self.platform
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// A folder for this process's pulls. Those of processes that are gone are removed, and blobs
+    /// that nobody asked for again.
+    pub(crate) fn pull_dir(&self) -> Result<PullDir, Error> {
+        let failed = || io_error("make a folder for pulls");
+        let _lock = self.lock_file("pulls.lock")?;
+        let all = self.root.join("pulls");
+        for left in folder_names(&all)? {
+            let path = all.join(left);
+            if take(&path).is_ok() {
+                fs::remove_dir_all(path).map_err(failed())?;
+            }
+        }
+        self.forget_partials(MAX_PARTIAL_AGE)?;
+        let taken = folder_names(&all)?;
+        let name = (0_u32..).map(|n| n.to_string()).find(|name| !taken.contains(name));
+        let path = all.join(name.expect("there is always a free number"));
+        fs::create_dir(&path).map_err(failed())?;
+        let _lock = take(&path).map_err(failed())?;
+        Ok(PullDir { path, _lock })
+    }
+
+    /// Removes blobs on their way that have not grown for so long.
+    fn forget_partials(&self, age: Duration) -> Result<(), Error> {
+        let dir = self.root.join("partial");
+        for name in folder_names(&dir)? {
+            let path = dir.join(name);
+            let changed = fs::metadata(&path).and_then(|meta| meta.modified());
+            let old = changed.is_ok_and(|at| at.elapsed().is_ok_and(|since| since >= age));
+            if old && take(&path).is_ok() {
+                fs::remove_file(path).map_err(io_error("remove a partial blob"))?;
+            }
+        }
+        Ok(())
     }
 
     /// All images, by id.
@@ -148,6 +279,10 @@ impl Store {
             let name = if by_id { None } else { Some(parse(reference)?.to_string()) };
             let known = name.as_ref().is_some_and(|name| names.contains_key(name));
             names.retain(|text, owner| *owner != id || (known && Some(text) != name.as_ref()));
+            // Digests name an image only beside a tag, unless it was pulled by digest.
+            if !names.iter().any(|(text, owner)| *owner == id && !text.contains('@')) {
+                names.retain(|_, owner| *owner != id);
+            }
             self.write_names(&work, &names)?;
             if !names.values().any(|owner| *owner == id) {
                 self.discard(&self.root.join("images").join(&id), &work)?;
@@ -180,23 +315,29 @@ impl Store {
 
     /// Unpacks the layers that the store does not have, below `dir`.
     fn unpack_layers(&self, image: &Found, dir: &Path) -> Result<Record, Error> {
-        let (mut chain, mut layers, mut size) = (String::new(), Vec::new(), 0);
-        for (blob, diff_id) in image.layers.iter().zip(&image.config.rootfs.diff_ids) {
-            chain = match chain.as_str() {
-                "" => diff_id.clone(),
-                below => digest_of(format!("{below} {diff_id}").as_bytes()),
+        let diff_ids = &image.config.rootfs.diff_ids;
+        let layers = chains(diff_ids);
+        let mut size = 0;
+        for ((blob, diff_id), chain) in image.layers.iter().zip(diff_ids).zip(&layers) {
+            size += match layer_size(&self.layer(chain)) {
+                Some(size) => size,
+                None => {
+                    let refused = |e: io::Error| Error::Archive(format!("layer {diff_id}: {e}"));
+                    let stream = blob.unpacked().map_err(refused)?;
+                    self.unpack_layer(stream, diff_id, &dir.join(chain))?
+                }
             };
-            let name = hex(&chain).to_string();
-            size += match fs::read_to_string(self.layer(&name).join("size")) {
-                Ok(text) => text.trim().parse().unwrap_or(0),
-                Err(_) => self.unpack_layer(blob, diff_id, &dir.join(&name))?,
-            };
-            layers.push(name);
         }
         Ok(Record { manifest_digest: image.manifest_digest.clone(), layers, size })
     }
 
-    fn unpack_layer(&self, blob: &Blob, diff_id: &str, dir: &Path) -> Result<u64, Error> {
+    /// Unpacks a plain tar whose digest must be `diff_id` into a new folder; its bytes.
+    pub(crate) fn unpack_layer(
+        &self,
+        stream: impl Read,
+        diff_id: &str,
+        dir: &Path,
+    ) -> Result<u64, Error> {
         let fs_dir = dir.join("fs");
         if fs_dir.exists() {
             // An image may have the same empty layer on the same chain only once: chains differ.
@@ -204,7 +345,7 @@ impl Store {
         }
         fs::create_dir_all(&fs_dir).map_err(io_error("make a layer"))?;
         let refused = |error: io::Error| Error::Archive(format!("layer {diff_id}: {error}"));
-        let mut stream = Hashing::new(blob.unpacked().map_err(refused)?);
+        let mut stream = Hashing::new(stream);
         let size = unpack::unpack(&mut stream, &fs_dir, self.limits).map_err(refused)?;
         // The padding after the last entry belongs to the digest too.
         let padding = self.limits.bytes;
@@ -220,18 +361,12 @@ impl Store {
 
     /// Puts unpacked layers, then images, in their places.
     fn publish(&self, work: &Work, found: &[Found], records: &[Record]) -> Result<(), Error> {
-        let failed = || io_error("write to the image store");
         for (number, (image, record)) in found.iter().zip(records).enumerate() {
             let dir = work.0.join(format!("image{number}"));
-            let made = dir.join("record");
-            fs::create_dir_all(&made).map_err(failed())?;
-            let record = serde_json::to_vec(record).expect("a record is plain data");
-            fs::write(made.join("record.json"), record).map_err(failed())?;
-            fs::write(made.join("config.json"), &image.config_bytes).map_err(failed())?;
+            self.write_image(&dir.join("record"), record, &image.config_bytes)?;
         }
         // Everything is on the disk before anything has its name.
-        let root = File::open(&self.root).map_err(failed())?;
-        rustix::fs::syncfs(&root).map_err(|error| failed()(error.into()))?;
+        self.sync()?;
         for (number, (image, record)) in found.iter().zip(records).enumerate() {
             let dir = work.0.join(format!("image{number}"));
             for chain in &record.layers {
@@ -242,14 +377,39 @@ impl Store {
         Ok(())
     }
 
+    fn write_image(&self, dir: &Path, record: &Record, config: &[u8]) -> Result<PathBuf, Error> {
+        let record = serde_json::to_vec(record).expect("a record is plain data");
+        let write = || -> io::Result<()> {
+            fs::create_dir_all(dir)?;
+            for (name, bytes) in [("record.json", record.as_slice()), ("config.json", config)] {
+                let mut file = File::create(dir.join(name))?;
+                file.write_all(bytes)?;
+                file.sync_all()?;
+            }
+            Ok(())
+        };
+        write().map_err(io_error("write to the image store"))?;
+        Ok(dir.to_path_buf())
+    }
+
+    /// Waits until all that was written is on the disk.
+    fn sync(&self) -> Result<(), Error> {
+        let sync = || -> io::Result<()> { Ok(rustix::fs::syncfs(File::open(&self.root)?)?) };
+        sync().map_err(io_error("write to the image store"))
+    }
+
     fn layer(&self, chain: &str) -> PathBuf {
         self.root.join("layers").join(chain)
     }
 
     /// Excludes other changes, of this process or another, until dropped.
     fn lock(&self) -> Result<File, Error> {
+        self.lock_file("lock")
+    }
+
+    fn lock_file(&self, name: &str) -> Result<File, Error> {
         let failed = || io_error("lock the image store");
-        let file = File::create(self.root.join("lock")).map_err(failed())?;
+        let file = File::create(self.root.join(name)).map_err(failed())?;
         flock(&file, FlockOperation::LockExclusive).map_err(|error| failed()(error.into()))?;
         Ok(file)
     }
@@ -312,8 +472,9 @@ impl Store {
             return Ok(self.ids()?.into_iter().find(|known| known == id));
         }
         let reference = parse(reference)?;
-        let Some(digest) = &reference.digest else {
-            return Ok(names.get(&reference.to_string()).cloned());
+        let named = names.get(&reference.to_string()).cloned();
+        let Some(digest) = reference.digest.as_ref().filter(|_| named.is_none()) else {
+            return Ok(named);
         };
         let same_name =
             |text: &str| parse(text).is_ok_and(|known| known.name() == reference.name());
@@ -332,12 +493,15 @@ impl Store {
         let with_digest = |name: &String| {
             Some(format!("{}@{}", parse(name).ok()?.name(), record.manifest_digest.as_ref()?))
         };
-        let digests: BTreeSet<String> = repo_tags.iter().filter_map(with_digest).collect();
+        let (by_digest, repo_tags): (Vec<String>, Vec<String>) =
+            repo_tags.into_iter().partition(|name| name.contains('@'));
+        let own = repo_tags.iter().filter(|_| by_digest.is_empty()).filter_map(with_digest);
+        let digests: BTreeSet<String> = own.chain(by_digest.iter().cloned()).collect();
         let (uid, username) = config.user();
         Ok(Image {
             id: format!("sha256:{id}"),
             repo_digests: digests.into_iter().collect(),
-            repo_tags: repo_tags.into_iter().filter(|name| !name.contains('@')).collect(),
+            repo_tags,
             size: record.size,
             uid,
             username,
@@ -352,7 +516,32 @@ fn names_of<'a>(image: &'a Found, given: Option<&'a str>) -> Vec<&'a str> {
     }
 }
 
-fn parse(text: &str) -> Result<Reference, Error> {
+/// Chain ids of layers without `sha256:`, lowest first.
+pub(crate) fn chains(diff_ids: &[String]) -> Vec<String> {
+    let mut below = String::new();
+    let chain = |diff_id: &String| {
+        below = match below.as_str() {
+            "" => diff_id.clone(),
+            below => digest_of(format!("{below} {diff_id}").as_bytes()),
+        };
+        hex(&below).to_string()
+    };
+    diff_ids.iter().map(chain).collect()
+}
+
+/// The bytes of an unpacked layer; `None` when it is not whole.
+fn layer_size(dir: &Path) -> Option<u64> {
+    fs::read_to_string(dir.join("size")).ok()?.trim().parse().ok()
+}
+
+/// Locks a file or folder that nobody holds.
+fn take(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(file)
+}
+
+pub(crate) fn parse(text: &str) -> Result<Reference, Error> {
     Reference::parse(text).map_err(|why| Error::Reference(text.into(), why))
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use knarr_client::{Client, ClientError};
 use knarr_driver::{Scope, reflect};
-use knarr_images::Store as Images;
+use knarr_images::{Puller, Store as Images};
 use knarr_net::{Network, Pool};
 use knarr_oci::cri::PodSandboxMetadata;
 use knarr_pki::Signed;
@@ -18,7 +18,7 @@ use knarr_sandbox::{Config, Event, Events, Runtime};
 use knarr_typed::{Pod, Typed};
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -44,6 +44,10 @@ pub struct NodeConfig {
     pub pods_dir: PathBuf,
     /// Pods' logs (`/var/log/pods`).
     pub logs_dir: PathBuf,
+    /// How registries are spoken to: folders with a `hosts.toml`, as containerd has them.
+    pub certs_dir: PathBuf,
+    /// How many images are pulled at a time.
+    pub max_parallel_image_pulls: usize,
     /// The node's own address.
     pub address: IpAddr,
     /// Port of the node's server.
@@ -96,6 +100,9 @@ pub(crate) struct Node {
     pub(crate) client: Client,
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) images: Arc<Images>,
+    pub(crate) puller: Puller,
+    /// Places for pulls that run at a time.
+    pub(crate) pullers: Semaphore,
     pub(crate) network: Network,
     pub(crate) pool: Mutex<Option<Pool>>,
     pub(crate) memory: i64,
@@ -155,6 +162,8 @@ pub async fn run(
     let listener = TcpListener::bind((config.address, config.port)).await;
     let listener = listener.map_err(|error| AgentError::Listen(config.port, error))?;
     let images = Images::open(config.state_dir.join("images")).map_err(machine)?;
+    let images = Arc::new(images);
+    let puller = Puller::open(images.clone(), Some(config.certs_dir.clone())).map_err(machine)?;
     let runtime = Config { state_dir: config.state_dir.join("runtime"), shim: config.shim.clone() };
     let (runtime, events) = Runtime::open(runtime).map_err(machine)?;
     let (events_send, events_queue) = mpsc::channel(MAX_EVENTS);
@@ -163,7 +172,9 @@ pub async fn run(
         network: Network::open().map_err(machine)?,
         pool: Mutex::new(None),
         runtime: Arc::new(runtime),
-        images: Arc::new(images),
+        images,
+        puller,
+        pullers: Semaphore::new(config.max_parallel_image_pulls.max(1)),
         memory: report::memory(),
         cpus: report::cpus(),
         client,

@@ -9,6 +9,7 @@ mod agent;
 mod files;
 mod join;
 mod logs;
+mod pulls;
 mod query;
 mod report;
 mod serve;

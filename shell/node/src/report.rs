@@ -6,6 +6,7 @@ use std::time::Duration;
 use knarr_api::{ObjectKey, Reason, Resource};
 use knarr_client::{Client, ClientError, PatchType};
 use knarr_net::{Pool, Subnet};
+use knarr_podlife::PodEvent;
 use knarr_podlife::env::Sources;
 use knarr_podlife::volumes::{Need, needs};
 use knarr_typed::Pod;
@@ -234,6 +235,11 @@ pub(crate) async fn record(client: Client, mut events: mpsc::Receiver<(String, V
             debug!(%error, reason = %event["reason"], "an event was not taken");
         }
     }
+}
+
+/// Has a decision's event recorded.
+pub(crate) fn tell_of(node: &Node, pod: &Pod, told: &PodEvent) {
+    event(node, pod, told.warning, told.reason, &told.message);
 }
 
 /// Has an event about a Pod recorded.

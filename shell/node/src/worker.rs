@@ -10,11 +10,12 @@ use futures_util::future::join_all;
 use knarr_api::ObjectKey;
 use knarr_client::PatchType;
 use knarr_net::Attachment;
-use knarr_oci::cri::ContainerStatus;
+use knarr_oci::cri::{ContainerStatus, Image};
+use knarr_oci::reference::Reference;
 use knarr_oci::spec::NetworkNs;
 use knarr_podlife::config::{self, Given};
 use knarr_podlife::env::{self, Itself, Sources};
-use knarr_podlife::{Action, Backoffs, Decision, Failure, ImageState, Observed, decide};
+use knarr_podlife::{Action, Backoffs, Decision, Failure, IMAGE_REF, ImageState, Observed, decide};
 use knarr_sandbox::CreateContainer;
 use knarr_typed::{Container, Pod};
 use serde_json::{Value, json};
@@ -22,6 +23,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
 
 use crate::agent::{Node, UID_LABEL};
+use crate::pulls::Pulls;
 use crate::{PODS, files, now, report};
 
 /// A step that failed: the container's waiting reason, and what went wrong.
@@ -41,6 +43,7 @@ pub(crate) struct Worker {
     news: Arc<Notify>,
     backoffs: Backoffs,
     failures: BTreeMap<String, Failure>,
+    pulls: Pulls,
     sources: Sources,
     volumes: BTreeMap<String, String>,
     prepared: bool,
@@ -55,6 +58,7 @@ impl Worker {
             news,
             backoffs: Backoffs::default(),
             failures: BTreeMap::new(),
+            pulls: Pulls::default(),
             sources: Sources::default(),
             volumes: BTreeMap::new(),
             prepared: false,
@@ -110,6 +114,7 @@ impl Worker {
         };
         Observed {
             images: self.images(pod).await,
+            pulls: self.pulls.seen(),
             failures: self.failures.clone(),
             prepared: self.prepared,
             sandboxes,
@@ -125,16 +130,15 @@ impl Worker {
     }
 
     async fn images(&self, pod: &Pod) -> BTreeMap<String, ImageState> {
-        let wanted: Vec<(String, String)> = containers(pod)
-            .map(|c| (c.image.clone().unwrap_or_default(), policy(c).to_owned()))
-            .collect();
+        let wanted: Vec<String> =
+            containers(pod).map(|c| c.image.clone().unwrap_or_default()).collect();
         self.node
             .blocking(move |node| {
-                let state = |(image, policy): (String, String)| {
+                let state = |image: String| {
                     let state = match node.images.status(&image) {
-                        Ok(Some(found)) => ImageState::Present(found.id),
-                        Ok(None) => missing(&image, &policy),
-                        Err(error) => ImageState::Missing("InvalidImageName", error.to_string()),
+                        Ok(Some(found)) => ImageState::Present(image_ref(&image, found)),
+                        Ok(None) => ImageState::Absent,
+                        Err(error) => unusable(&image, &error),
                     };
                     (image, state)
                 };
@@ -146,7 +150,7 @@ impl Worker {
     /// Tells the API server, when there is something new to tell.
     async fn report(&mut self, pod: &Pod, decision: &Decision) {
         for event in &decision.events {
-            report::event(&self.node, pod, event.warning, event.reason, &event.message);
+            report::tell_of(&self.node, pod, event);
         }
         let gone = decision.actions.contains(&Action::Forget);
         if decision.status == self.reported || gone && self.reported.is_null() {
@@ -177,6 +181,10 @@ impl Worker {
                 }
                 Action::StartContainer { name, .. } => {
                     (name.clone(), self.start(pod, observed, action).await)
+                }
+                Action::Pull { image, name, attempt } => {
+                    self.pulls.begin((&self.node, pod, &self.news), image, name, *attempt);
+                    continue;
                 }
                 Action::Forget => {
                     self.forget(pod).await;
@@ -247,7 +255,10 @@ impl Worker {
                 let removed = self.node.blocking(move |_| files::remove_pod(&paths));
                 removed.await.map_err(|error| failed(&error))
             }
-            Action::StartContainer { .. } | Action::Kill { .. } | Action::Forget => Ok(()),
+            Action::StartContainer { .. }
+            | Action::Kill { .. }
+            | Action::Pull { .. }
+            | Action::Forget => Ok(()),
         }
     }
 
@@ -341,8 +352,12 @@ impl Worker {
         let mut wanted = self.container_config(pod, container, *attempt, observed, user)?;
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         wanted.labels.insert(UID_LABEL.to_owned(), uid);
-        let text = format!("Container image {image:?} already present on machine");
-        report::event(&self.node, pod, false, "Pulled", &text);
+        if let Some(ImageState::Present(known_as)) = observed.images.get(&image) {
+            wanted.annotations.insert(IMAGE_REF.to_owned(), known_as.clone());
+        }
+        if !self.pulls.were_for(&image, name, *attempt) {
+            report::tell_of(&self.node, pod, &knarr_podlife::pulls::present(&image));
+        }
         let sandbox = sandbox.clone();
         let created = self.node.blocking(move |node| {
             let unpacked = node.images.unpacked(&image).map_err(|error| error.to_string())?;
@@ -410,18 +425,21 @@ fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
     spec.flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers))
 }
 
-fn policy(container: &Container) -> &str {
-    container.image_pull_policy.as_deref().unwrap_or("IfNotPresent")
+/// What an image is reported as: by digest under the name that the Pod gives it, else its id.
+fn image_ref(image: &str, found: Image) -> String {
+    let name = Reference::parse(image).map(|reference| format!("{}@", reference.name()));
+    let own = |digest: &&String| name.as_ref().is_ok_and(|name| digest.starts_with(name));
+    let digests = &found.repo_digests;
+    digests.iter().find(own).or(digests.first()).cloned().unwrap_or(found.id)
 }
 
-fn missing(image: &str, policy: &str) -> ImageState {
-    if policy == "Never" {
-        let text = format!("Container image {image:?} is not present with pull policy of Never");
-        return ImageState::Missing("ErrImageNeverPull", text);
-    }
-    let text = format!(
-        "failed to pull image {image:?}: registries are not served yet; bring the image with \
-         `knarr images import`"
-    );
-    ImageState::Missing("ImagePullBackOff", text)
+fn unusable(image: &str, error: &knarr_images::Error) -> ImageState {
+    let (reason, what) = match error {
+        knarr_images::Error::Reference(_, why) => {
+            let text = format!("Failed to apply default image tag {image:?}: {why}");
+            return ImageState::Unusable("InvalidImageName", text);
+        }
+        other => ("ImageInspectError", other),
+    };
+    ImageState::Unusable(reason, format!("Failed to inspect image {image:?}: {what}"))
 }

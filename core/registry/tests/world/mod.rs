@@ -95,9 +95,9 @@ impl Cluster {
             asked: Vec::new(),
         };
         bootstrap::objects(&cluster.config).iter().for_each(|object| cluster.create(object));
+        cluster.begin_at(FIRST_REVISION - 1);
         cluster.create(&json!({"apiVersion": "v1", "kind": "ServiceAccount",
             "metadata": {"name": "default", "namespace": "default"}}));
-        cluster.begin_at(FIRST_REVISION);
         cluster
     }
 
@@ -153,7 +153,7 @@ impl Cluster {
         lines.extend(response.warnings.iter().map(|warning| format!("warning: {warning}")));
         lines.push(match &response.body {
             Body::Watch(spec) => self.open(spec.clone()),
-            Body::Node(stream) => format!("{} node {stream:?}", response.code),
+            Body::Onward(onward) => format!("{} {onward:?}", response.code),
             Body::Own(path) => format!("{} own {path}", response.code),
             Body::Chunks(_) => worded(&response, sent.show.as_deref()),
         });
