@@ -1,5 +1,7 @@
 //! Golden scripts: objects in, questions asked, answers read off the wire.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::fmt::Write;
 use std::net::IpAddr;
 use std::path::Path as File;
@@ -69,7 +71,7 @@ fn play(script: &str) -> String {
     let mut zone = zone();
     let mut out = String::new();
     let mut yaml = String::new();
-    let mut take = |zone: &mut Zone, yaml: &mut String| {
+    let take = |zone: &mut Zone, yaml: &mut String| {
         for tree in serde_saphyr::from_multiple::<Value>(yaml).unwrap() {
             let bytes = Bytes::from(tree.to_string());
             let resource = resource(tree["kind"].as_str().unwrap());

@@ -6,6 +6,7 @@
 //! no machine-wide setting is touched, and every link carries the instance's name.
 
 mod ipam;
+mod anchor;
 mod veth;
 
 pub use ipam::{Pool, PoolError, Subnet};

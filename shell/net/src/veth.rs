@@ -39,7 +39,7 @@ impl fmt::Display for NetError {
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
 /// Names what was being done.
-fn during<E: Into<Source>>(what: impl Into<String>) -> impl FnOnce(E) -> NetError {
+pub(crate) fn during<E: Into<Source>>(what: impl Into<String>) -> impl FnOnce(E) -> NetError {
     let what = what.into();
     move |error| NetError { what, source: error.into() }
 }
@@ -56,7 +56,7 @@ pub struct Attachment {
 /// The links of this node.
 #[derive(Clone)]
 pub struct Network {
-    host: Handle,
+    pub(crate) host: Handle,
 }
 
 impl Network {
@@ -165,7 +165,7 @@ impl Network {
     }
 }
 
-fn lost(link: &str) -> NetError {
+pub(crate) fn lost(link: &str) -> NetError {
     during::<Source>(format!("find link {link}"))("it is gone".into())
 }
 
@@ -179,7 +179,7 @@ fn forward(link: &str, v6: bool) -> Result<(), NetError> {
 }
 
 /// Index and MAC of a link.
-async fn find(handle: &Handle, name: &str) -> Result<Option<(u32, Vec<u8>)>, NetError> {
+pub(crate) async fn find(handle: &Handle, name: &str) -> Result<Option<(u32, Vec<u8>)>, NetError> {
     let mut found = handle.link().get().match_name(name.to_owned()).execute();
     match found.try_next().await {
         Ok(None) => Ok(None),
@@ -235,7 +235,7 @@ async fn within(
     done.await.map_err(during("wait for a network namespace"))?
 }
 
-async fn up(handle: &Handle, name: &str) -> Result<(), NetError> {
+pub(crate) async fn up(handle: &Handle, name: &str) -> Result<(), NetError> {
     let (index, _) = find(handle, name).await?.ok_or_else(|| lost(name))?;
     let up = LinkUnspec::new_with_index(index).up().build();
     handle.link().set(up).execute().await.map_err(during(format!("bring {name} up")))
