@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use knarr_client::Client;
+use knarr_netplan::Cidr;
 use knarr_node::NodeConfig;
 use knarr_pki::{Kubeconfig, Signed};
+use knarr_proxy::ProxyConfig;
 use tracing::info;
 
 use crate::flags::{AgentFlags, NodeFlags};
@@ -14,7 +16,7 @@ use crate::paths::NodePaths;
 use crate::process::{Drain, Fatal};
 use crate::server::{VERSION, own_address};
 use crate::token::JoinToken;
-use crate::{POD_SHIM, lifecycle};
+use crate::{POD_SHIM, lifecycle, proxy};
 
 /// What the kernel must offer: a path that exists when it does, and what to do when it does not.
 const FEATURES: &[(&str, &str)] = &[
@@ -56,7 +58,8 @@ pub(crate) async fn run(flags: AgentFlags, drain: Drain) -> Result<(), Fatal> {
     preflight()?;
     let token = JoinToken::parse(&flags.token)?;
     let ca = knarr_client::fetch_ca(&flags.server, &token.ca_hash).await?;
-    let node = prepare(&flags.node, &flags.server, &ca, &token).await?;
+    let cidrs = proxy::ranges("cluster-cidr", &flags.cluster_cidr)?;
+    let node = prepare(&flags.node, cidrs, &flags.server, &ca, &token).await?;
     println!("Joined {} as {}", flags.server, node.config.name);
     node.run(drain).await
 }
@@ -65,26 +68,42 @@ pub(crate) async fn run(flags: AgentFlags, drain: Drain) -> Result<(), Fatal> {
 pub(crate) struct ReadyNode {
     pub(crate) config: NodeConfig,
     client: Client,
+    cluster_cidrs: Vec<Cidr>,
 }
 
 impl ReadyNode {
-    /// Runs the agent.
+    /// Runs the agent, and the Service proxy beside it, as the node.
     pub(crate) async fn run(self, drain: Drain) -> Result<(), Fatal> {
-        Ok(knarr_node::run(self.config, self.client, drain).await?)
+        let proxy = ProxyConfig {
+            node_name: self.config.name.clone(),
+            instance: self.config.instance.clone(),
+            cluster_cidrs: self.cluster_cidrs,
+            node_port_addresses: Vec::new(),
+            healthz: None,
+            metrics: None,
+        };
+        let proxy = knarr_proxy::run(proxy, self.client.clone(), drain.clone());
+        let node = knarr_node::run(self.config, self.client, drain);
+        let proxy = async { proxy.await.map_err(Fatal::from) };
+        tokio::try_join!(async { node.await.map_err(Fatal::from) }, proxy)?;
+        Ok(())
     }
 }
 
+/// The machine's name.
+pub(crate) fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_ascii_lowercase()
+}
+
 fn node_name(flags: &NodeFlags) -> String {
-    let host = || {
-        let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        name.trim().to_ascii_lowercase()
-    };
-    flags.node_name.clone().unwrap_or_else(host)
+    flags.node_name.clone().unwrap_or_else(host_name)
 }
 
 /// Gets the node's identity (a kept one, or a new one by joining) and what the agent needs.
 pub(crate) async fn prepare(
     flags: &NodeFlags,
+    cluster_cidrs: Vec<Cidr>,
     server: &str,
     ca: &str,
     token: &JoinToken,
@@ -126,7 +145,7 @@ pub(crate) async fn prepare(
         serving,
         version: VERSION.to_owned(),
     };
-    Ok(ReadyNode { config, client })
+    Ok(ReadyNode { config, client, cluster_cidrs })
 }
 
 fn identity_file(state: &Path, name: &str) -> PathBuf {

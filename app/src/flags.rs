@@ -47,6 +47,8 @@ pub(crate) enum Command {
     KubeControllerManager(ManagerFlags),
     /// Run the scheduler against an API server.
     KubeScheduler(ComponentFlags),
+    /// Run a node's Service proxy against an API server. Needs root.
+    KubeProxy(ProxyFlags),
     /// Say what runs here.
     Status(PlaceFlags),
     /// Stop knarr. Containers keep running, and the next start adopts them.
@@ -147,8 +149,37 @@ pub(crate) struct AgentFlags {
     /// The join token: the content of DATA_DIR/token of the server.
     #[arg(long, value_name = "TOKEN", env = "KNARR_TOKEN", hide_env_values = true)]
     pub(crate) token: String,
+    /// Where Pods get their addresses from, as the server was told.
+    #[arg(long, default_value = "10.42.0.0/16", value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) cluster_cidr: Vec<String>,
     #[command(flatten)]
     pub(crate) node: NodeFlags,
+}
+
+/// A node's Service proxy.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ProxyFlags {
+    /// Whom to talk to, and as whom.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: PathBuf,
+    /// The node's name [default: the host name].
+    #[arg(long, visible_alias = "node-name", value_name = "NAME")]
+    pub(crate) hostname_override: Option<String>,
+    /// Where Pods get their addresses from, one range of each family.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) cluster_cidr: Vec<String>,
+    /// Which of the node's addresses have node ports, as ranges [default: all].
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) nodeport_addresses: Vec<String>,
+    /// Where to say whether it works, by plain HTTP; empty for nowhere.
+    #[arg(long, default_value = "0.0.0.0:10256", value_name = "IP:PORT")]
+    pub(crate) healthz_bind_address: String,
+    /// Where to show metrics, by plain HTTP; empty for nowhere.
+    #[arg(long, default_value = "127.0.0.1:10249", value_name = "IP:PORT")]
+    pub(crate) metrics_bind_address: String,
+    /// The root of the node it works for: its table is named after it.
+    #[arg(long, default_value = "/", value_name = "DIR")]
+    pub(crate) root_dir: PathBuf,
 }
 
 /// A component that talks to an API server.

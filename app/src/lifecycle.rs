@@ -155,6 +155,7 @@ pub(crate) async fn reset(flags: ResetFlags) -> Result<(), Fatal> {
     stop(place)?;
     stop_containers(&node)?;
     remove_links(&node).await?;
+    knarr_net::Table::open(&node.instance)?.remove()?;
     let groups = knarr_sandbox::Hierarchies::detect()?;
     groups.remove(&format!("/knarr-{}", node.instance))?;
     for dir in [&node.state, &node.pods] {

@@ -13,6 +13,7 @@ mod lifecycle;
 mod paths;
 mod process;
 mod ranges;
+mod proxy;
 mod rings;
 mod server;
 mod token;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Command::KubeApiserver(flags) => run(|drain| server::run_alone(flags, drain)),
         Command::KubeControllerManager(flags) => run(|drain| rings::run_manager(flags, drain)),
         Command::KubeScheduler(flags) => run(|drain| rings::run_scheduler(flags, drain)),
+        Command::KubeProxy(flags) => run(|drain| proxy::run(flags, drain)),
         Command::Status(flags) => lifecycle::status(&flags),
         Command::Down(flags) => lifecycle::down(&flags),
         Command::Reset(flags) => run(|_| lifecycle::reset(flags)),

@@ -6,7 +6,7 @@ use crate::flags::UpFlags;
 use crate::paths::NodePaths;
 use crate::process::{Drain, Fatal};
 use crate::server::ControlPlane;
-use crate::{agent, lifecycle};
+use crate::{agent, lifecycle, proxy};
 
 /// Runs control plane and node until told to stop.
 pub(crate) async fn run(flags: UpFlags, drain: Drain) -> Result<(), Fatal> {
@@ -17,7 +17,8 @@ pub(crate) async fn run(flags: UpFlags, drain: Drain) -> Result<(), Fatal> {
     plane.start_rings(&drain);
     println!("Starting the node …");
     let ca = plane.authority.certificate().to_owned();
-    let node = agent::prepare(&flags.node, &plane.url, &ca, &plane.token).await?;
+    let cidrs = proxy::ranges("cluster-cidr", std::slice::from_ref(&flags.server.cluster_cidr))?;
+    let node = agent::prepare(&flags.node, cidrs, &plane.url, &ca, &plane.token).await?;
     let name = node.config.name.clone();
     let mut running = tokio::spawn(node.run(drain.clone()));
     let ready = lifecycle::node_ready(&plane.server, &name);

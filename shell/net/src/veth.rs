@@ -8,6 +8,7 @@ use std::path::Path;
 
 use futures_util::TryStreamExt;
 use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::neighbour::NeighbourState;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -93,7 +94,7 @@ impl Network {
             .await
             .map_err(during(format!("make link {}", want.link)))?;
         let (outer, mac) = find(&self.host, &want.link).await?.ok_or_else(|| lost(&want.link))?;
-        let (inner, _) = find(&self.host, &peer).await?.ok_or_else(|| lost(&peer))?;
+        let (inner, inner_mac) = find(&self.host, &peer).await?.ok_or_else(|| lost(&peer))?;
         let moved = LinkUnspec::new_with_index(inner).setns_by_fd(inside.as_raw_fd()).build();
         links.set(moved).execute().await.map_err(during("move a link into a Pod"))?;
         links
@@ -108,6 +109,7 @@ impl Network {
         })
         .await?;
         for address in &want.addresses {
+            neighbour(&self.host, outer, *address, &inner_mac).await?;
             self.route(outer, *address).await?;
         }
         Ok(())
@@ -174,6 +176,11 @@ fn forward(link: &str, v6: bool) -> Result<(), NetError> {
     for family in if v6 { &["ipv4", "ipv6"][..] } else { &["ipv4"] } {
         let path = format!("/proc/sys/net/{family}/conf/{link}/forwarding");
         std::fs::write(&path, "1").map_err(during(format!("write {path}")))?;
+    }
+    // IPv6 looks at the machine's setting only, except where a link may insist (Linux 6.17).
+    let insist = format!("/proc/sys/net/ipv6/conf/{link}/force_forwarding");
+    if v6 && Path::new(&insist).exists() {
+        std::fs::write(&insist, "1").map_err(during(format!("write {insist}")))?;
     }
     Ok(())
 }
@@ -254,11 +261,28 @@ async fn set_up_inside(
     up(&handle, INSIDE).await?;
     for address in addresses {
         let bits = if address.is_ipv4() { 32 } else { 128 };
-        let added = handle.address().add(index, address, bits).execute().await;
+        let mut request = handle.address().add(index, address, bits);
+        if address.is_ipv6() {
+            // Nobody else has it: looking for duplicates would keep it unusable for seconds.
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        let added = request.execute().await;
         added.map_err(during(format!("add address {address}")))?;
         default_route(&handle, index, address, gateway_mac.clone()).await?;
     }
     Ok(())
+}
+
+/// Names the MAC behind an address for good, so that nobody ever has to ask for it.
+async fn neighbour(
+    handle: &Handle,
+    link: u32,
+    address: IpAddr,
+    mac: &[u8],
+) -> Result<(), NetError> {
+    let entry = handle.neighbours().add(link, address).link_layer_address(mac);
+    let added = entry.state(NeighbourState::Permanent).execute().await;
+    added.map_err(during(format!("add the neighbour entry of {address}")))
 }
 
 async fn default_route(
@@ -268,14 +292,7 @@ async fn default_route(
     mac: Vec<u8>,
 ) -> Result<(), NetError> {
     let gateway: IpAddr = if address.is_ipv4() { GATEWAY_V4.into() } else { GATEWAY_V6.into() };
-    handle
-        .neighbours()
-        .add(link, gateway)
-        .link_layer_address(&mac)
-        .state(NeighbourState::Permanent)
-        .execute()
-        .await
-        .map_err(during("add the gateway's neighbour entry"))?;
+    neighbour(handle, link, gateway, &mac).await?;
     let route = match gateway {
         IpAddr::V4(gateway) => RouteMessageBuilder::<Ipv4Addr>::new()
             .gateway(gateway)
