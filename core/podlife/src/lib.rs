@@ -11,6 +11,7 @@ mod backoff;
 pub mod config;
 mod decide;
 pub mod env;
+pub mod logs;
 mod status;
 pub mod volumes;
 

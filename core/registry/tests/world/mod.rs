@@ -129,7 +129,7 @@ impl Cluster {
         lines.extend(response.warnings.iter().map(|warning| format!("warning: {warning}")));
         lines.push(match &response.body {
             Body::Watch(spec) => self.open(spec.clone()),
-            Body::Node(stream) => format!("{} node {stream:?}", response.code),
+            Body::Onward(onward) => format!("{} {onward:?}", response.code),
             Body::Own(path) => format!("{} own {path}", response.code),
             Body::Chunks(_) => worded(&response, sent.show.as_deref()),
         });

@@ -180,7 +180,7 @@ async fn listen(
 }
 
 /// Ends when a client that is not listened to is gone.
-async fn stalled(sink: &Sink) {
+pub(crate) async fn stalled(sink: &Sink) {
     loop {
         tokio::time::sleep(STALLED).await;
         if sink.lock().await.send(Message::Ping(Bytes::new())).await.is_err() {
