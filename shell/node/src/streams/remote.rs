@@ -24,7 +24,7 @@ use crate::agent::Node;
 /// Most bytes of one message.
 const CHUNK: usize = 32 << 10;
 /// How often a client is asked whether it is there while a command does not take its input.
-const STALLED: Duration = Duration::from_secs(5);
+const STALLED: Duration = Duration::from_secs(2);
 /// How long a client may take to close what is over.
 const CLOSING: Duration = Duration::from_secs(10);
 
