@@ -13,6 +13,7 @@ mod decide;
 pub mod env;
 pub mod image_gc;
 pub mod pulls;
+pub mod logs;
 mod status;
 pub mod volumes;
 

@@ -109,6 +109,8 @@ pub(crate) struct Node {
     pub(crate) cpus: i64,
     /// Events on their way to the API server, (namespace, event): no Pod waits for them.
     pub(crate) events: mpsc::Sender<(String, Value)>,
+    /// Counts what the runtime told, for whoever waits for a container's end.
+    pub(crate) exits: watch::Sender<u64>,
 }
 
 impl Node {
@@ -169,6 +171,7 @@ pub async fn run(
     let (events_send, events_queue) = mpsc::channel(MAX_EVENTS);
     let node = Arc::new(Node {
         events: events_send,
+        exits: watch::Sender::new(0),
         network: Network::open().map_err(machine)?,
         pool: Mutex::new(None),
         runtime: Arc::new(runtime),
@@ -203,7 +206,8 @@ async fn dispatch(
     events: Events,
 ) {
     let (send, mut ended) = mpsc::channel::<String>(MAX_ITEMS);
-    std::thread::spawn(move || forward(&events, &send));
+    let told = node.clone();
+    std::thread::spawn(move || forward(&told, &events, &send));
     let mut running: HashMap<String, Running> = HashMap::new();
     let mut workers: JoinSet<String> = JoinSet::new();
     loop {
@@ -234,8 +238,9 @@ async fn dispatch(
 }
 
 /// Turns the runtime's events into uids of Pods that should look again.
-fn forward(events: &Events, send: &mpsc::Sender<String>) {
+fn forward(node: &Node, events: &Events, send: &mpsc::Sender<String>) {
     for event in events {
+        node.exits.send_modify(|count| *count += 1);
         let uid = match event {
             Event::ContainerExited(status) => status.labels.get(UID_LABEL).cloned(),
             Event::SandboxNotReady(_) => None,

@@ -5,20 +5,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream::{self, Stream};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use knarr_api::ObjectKey;
+use knarr_oci::cri::ContainerState;
+use knarr_podlife::logs::{Run, log_of};
+use knarr_typed::{Pod, Typed};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 use crate::agent::Node;
-use crate::logs::{self, LogOptions};
-use crate::{now, streams};
+use crate::logs::{Follow, Log, LogOptions};
+use crate::query::Query;
+use crate::{PODS, now, streams};
 
 const API_SERVER: &str = "kube-apiserver-kubelet-client";
 const ADMINISTRATORS: &str = "system:masters";
@@ -96,40 +102,68 @@ async fn page(node: &Arc<Node>, path: &str, mut request: http::Request<Incoming>
         [verb @ ("exec" | "attach"), namespace, pod, container] => {
             streams::remote(node, &mut request, verb, [namespace, pod, container]).await
         }
+        ["portForward", namespace, pod] => streams::forward(node, &mut request, [namespace, pod]),
         ["containerLogs", namespace, pod, container] => {
-            let wanted = [namespace, pod, container].map(str::to_owned);
-            let query = request.uri().query().unwrap_or_default().to_owned();
-            node.blocking(move |node| container_logs(node, &wanted, &query)).await
+            let query = Query::parse(request.uri().query().unwrap_or_default());
+            let options = LogOptions::parse(&query, now());
+            container_logs(node, &ObjectKey::new(namespace, pod), container, options).await
         }
         ["metrics"] => answer(200, metrics(node)),
         _ => answer(404, "404 page not found"),
     }
 }
 
-/// The log of a container, by the runtime's own record of where it lies.
-fn container_logs(node: &Node, wanted: &[String; 3], query: &str) -> Answer {
-    let [namespace, pod, container] = wanted;
-    let options = LogOptions::parse(query, now());
-    let sandboxes = node.runtime.list_pod_sandbox();
-    let of_pod = |id: &str| {
-        sandboxes.iter().any(|sandbox| {
-            sandbox.id == id
-                && sandbox.metadata.namespace == *namespace
-                && sandbox.metadata.name == *pod
-        })
+/// The log of a container: which run of it, the Pod's status says.
+async fn container_logs(
+    node: &Arc<Node>,
+    pod: &ObjectKey,
+    container: &str,
+    options: LogOptions,
+) -> Answer {
+    let run = if options.previous { Run::Previous } else { Run::Latest };
+    let found = match node.client.get(PODS, pod).await {
+        Ok(tree) => Pod::decode(&serde_json::to_vec(&tree).expect("a tree has a JSON form")),
+        Err(error) => return answer(404, format!("pod {:?} not found: {error}", pod.name)),
     };
-    let mut runs = node.runtime.list_containers();
-    runs.retain(|run| run.metadata.name == *container && of_pod(&run.pod_sandbox_id));
-    runs.sort_by_key(|run| std::cmp::Reverse(run.metadata.attempt));
-    let Some(run) = runs.get(usize::from(options.previous)) else {
-        let what = if options.previous { "previous terminated container" } else { "container" };
-        let text = format!("{what} {container:?} in pod {pod:?} not found");
-        return answer(400, text);
+    let id = found.map_err(|error| error.to_string()).and_then(|pod| log_of(&pod, container, run));
+    let id = match id {
+        Ok(id) => id.rsplit("://").next().unwrap_or_default().to_owned(),
+        Err(why) => return answer(400, why),
     };
-    match logs::read(run.log_path.as_ref(), &options) {
-        Ok(text) => answer(200, text),
-        Err(error) => answer(500, format!("failed to read the log: {error}")),
+    let exits = node.exits.subscribe();
+    let follow = options.follow;
+    let opened = node.runtime.container_status(&id).map_err(|error| error.to_string());
+    let opened = opened.and_then(|status| {
+        Log::open(status.log_path.as_ref(), options).map_err(|error| error.to_string())
+    });
+    match (opened, follow) {
+        (Ok(log), false) => body(stream::unfold(log, |mut log| async {
+            let bytes = log.read().ok()??;
+            Some((Ok(Frame::data(bytes)), log))
+        })),
+        (Ok(log), true) => match Follow::new(log, exits) {
+            Ok(follow) => followed(node.clone(), id, follow),
+            Err(error) => answer(500, format!("failed to follow the log: {error}")),
+        },
+        (Err(error), _) => answer(500, format!("failed to read the log: {error}")),
     }
+}
+
+fn followed(node: Arc<Node>, id: String, follow: Follow) -> Answer {
+    body(stream::unfold((node, id, follow), |(node, id, mut follow)| async {
+        let runs = || {
+            let status = node.runtime.container_status(&id);
+            status.is_ok_and(|status| status.state == ContainerState::Running)
+        };
+        let bytes = follow.next(runs).await?;
+        Some((Ok(Frame::data(bytes)), (node, id, follow)))
+    }))
+}
+
+fn body(
+    frames: impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + Sync + 'static,
+) -> Answer {
+    http::Response::new(StreamBody::new(frames).boxed())
 }
 
 fn metrics(node: &Node) -> String {

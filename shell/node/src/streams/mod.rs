@@ -3,13 +3,15 @@
 //! The API server passes a client's WebSocket on untouched, so its messages are read here.
 
 mod channels;
+mod forward;
 mod remote;
 mod socket;
+mod spdy;
 
 use std::sync::Arc;
 
 use hyper::body::Incoming;
-use knarr_oci::cri::{ContainerState, ContainerStatus};
+use knarr_oci::cri::{ContainerState, ContainerStatus, PodSandboxState, PodSandboxStatus};
 use knarr_sandbox::Wanted;
 use tracing::debug;
 
@@ -43,6 +45,31 @@ pub(crate) async fn remote(
     socket::upgrade(request, &channels::PROTOCOLS, move |version, socket| {
         debug!(?plan, "a session begins");
         remote::serve(node, plan, version, socket)
+    })
+}
+
+/// Serves `port-forward` to a Pod.
+pub(crate) fn forward(
+    node: &Arc<Node>,
+    request: &mut http::Request<Incoming>,
+    [namespace, pod]: [&str; 2],
+) -> Answer {
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let ports = query.all("port").flat_map(|list| list.split(',')).flat_map(str::parse).collect();
+    let sandboxes = node.runtime.list_pod_sandbox();
+    let ours = |sandbox: &&PodSandboxStatus| {
+        sandbox.metadata.namespace == namespace
+            && sandbox.metadata.name == pod
+            && sandbox.state == PodSandboxState::Ready
+    };
+    let Some(sandbox) = sandboxes.iter().find(ours) else {
+        return answer(500, format!("pod not found ({:?})", format!("{pod}_{namespace}")));
+    };
+    let target = forward::Target { sandbox: sandbox.id.clone(), pod: format!("{namespace}/{pod}") };
+    let node = node.clone();
+    socket::upgrade(request, &forward::PROTOCOLS, move |sharing, socket| {
+        debug!(?target, "ports are forwarded");
+        forward::serve(node, target, ports, sharing, socket)
     })
 }
 

@@ -24,7 +24,7 @@ use crate::agent::Node;
 /// Most bytes of one message.
 const CHUNK: usize = 32 << 10;
 /// How often a client is asked whether it is there while a command does not take its input.
-const STALLED: Duration = Duration::from_secs(5);
+const STALLED: Duration = Duration::from_secs(2);
 /// How long a client may take to close what is over.
 const CLOSING: Duration = Duration::from_secs(10);
 
@@ -180,7 +180,7 @@ async fn listen(
 }
 
 /// Ends when a client that is not listened to is gone.
-async fn stalled(sink: &Sink) {
+pub(crate) async fn stalled(sink: &Sink) {
     loop {
         tokio::time::sleep(STALLED).await;
         if sink.lock().await.send(Message::Ping(Bytes::new())).await.is_err() {

@@ -13,6 +13,7 @@ use super::logs::{Log, More, Output};
 use super::namespaces::InProcesses;
 use super::rootfs::{self, Doing, Failure};
 use super::{ClientId, Shim, Source, Starting};
+use crate::cgroup::Hierarchies;
 use crate::protocol::{self, Exit, Reply, Running};
 use crate::state::{self, ContainerDir, ContainerRecord};
 use crate::sys::{self, Forked};
@@ -48,6 +49,7 @@ struct Setup {
 /// A process run in a container on request.
 pub(super) struct Exec {
     pub(super) client: ClientId,
+    cgroup: String,
     setup: Option<Setup>,
     failure: Option<Failure>,
     terminal: Option<OwnedFd>,
@@ -354,6 +356,7 @@ impl Shim {
         })?;
         let exec = Exec {
             client,
+            cgroup,
             setup: Some(setup),
             failure: None,
             terminal: None,
@@ -474,6 +477,21 @@ impl Shim {
             }
         }
     }
+}
+
+/// Ends an exec that nobody listens to any more: everything in its session hears of it, as when a
+/// terminal is closed (what is to outlive that says so, by `nohup`), and its own group is killed.
+pub(super) fn hang_up(hierarchies: &Hierarchies, pid: i32, exec: &Exec) {
+    let session = rustix::process::Pid::from_raw(pid);
+    let ours = |pid: &i32| {
+        let pid = rustix::process::Pid::from_raw(*pid);
+        pid.is_some() && rustix::process::getsid(pid).ok() == session
+    };
+    for process in hierarchies.processes(&exec.cgroup).into_iter().filter(ours) {
+        let _ = sys::kill(process, libc::SIGHUP);
+        let _ = sys::kill(process, libc::SIGCONT);
+    }
+    kill_session(pid);
 }
 
 /// Kills a process that leads a group, with the group; it has not been reaped yet.

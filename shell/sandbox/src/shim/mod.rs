@@ -291,6 +291,6 @@ impl Shim {
         self.detach(client);
         self.subscribers.retain(|id| *id != client);
         let of_client = self.execs.iter().filter(|(_, exec)| exec.client == client);
-        of_client.for_each(|(pid, _)| containers::kill_session(*pid));
+        of_client.for_each(|(pid, exec)| containers::hang_up(&self.hierarchies, *pid, exec));
     }
 }
