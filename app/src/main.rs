@@ -12,6 +12,7 @@ mod images;
 mod lifecycle;
 mod paths;
 mod process;
+mod pull_progress;
 mod rings;
 mod server;
 mod token;

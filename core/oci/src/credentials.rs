@@ -110,7 +110,8 @@ impl Entry {
             return Ok(Credentials { username: self.username, password: self.password });
         }
         let text = self.auth.trim();
-        let bytes = if text.ends_with('=') { STANDARD.decode(text) } else { STANDARD_NO_PAD.decode(text) };
+        let bytes =
+            if text.ends_with('=') { STANDARD.decode(text) } else { STANDARD_NO_PAD.decode(text) };
         let bytes = bytes.map_err(|_| "auth is not base64".to_string())?;
         let text = String::from_utf8(bytes).map_err(|_| "auth is no text".to_string())?;
         Credentials::parse(&text).ok_or_else(|| "unable to parse auth field".to_string())

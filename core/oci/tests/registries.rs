@@ -10,7 +10,8 @@ fn keyring(keys: &[&str]) -> Keyring {
         .map(|key| ((*key).to_owned(), serde_json::json!({"username": key, "password": "p"})))
         .collect();
     let mut ring = Keyring::default();
-    ring.add(serde_json::json!({ "auths": auths }).to_string().as_bytes(), ConfigForm::Json).unwrap();
+    ring.add(serde_json::json!({ "auths": auths }).to_string().as_bytes(), ConfigForm::Json)
+        .unwrap();
     ring
 }
 

@@ -155,7 +155,8 @@ fn finished(partial: Partial, blob: &Descriptor, path: PathBuf) -> Result<PathBu
     // Nothing of it can be trusted.
     std::fs::remove_file(&path).map_err(|error| disk(&error))?;
     let (wanted, size) = (&blob.digest, blob.size);
-    let text = format!("blob {wanted} ({size} bytes) has other contents: {digest} ({length} bytes)");
+    let text =
+        format!("blob {wanted} ({size} bytes) has other contents: {digest} ({length} bytes)");
     Err(RegistryError::Broken(text))
 }
 

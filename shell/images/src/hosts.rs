@@ -91,16 +91,17 @@ pub(crate) fn hosts(
     let mut hosts = Vec::new();
     for (url, settings) in file.host {
         let settings: Settings = settings.try_into().map_err(|error| bad(&error))?;
-        let pulls = settings.capabilities.as_ref().is_none_or(|all| all.iter().any(|c| c == "pull"));
+        let pulls =
+            settings.capabilities.as_ref().is_none_or(|all| all.iter().any(|c| c == "pull"));
         if pulls {
             let base = base(&url, scheme, settings.override_path);
             let own = base == usual(registry, scheme);
             hosts.push(Host { own, ..host(base, settings, &folder) });
         }
     }
-    let server = file.server.map_or(usual(registry, scheme), |url| {
-        base(&url, scheme, file.own.override_path)
-    });
+    let server = file
+        .server
+        .map_or(usual(registry, scheme), |url| base(&url, scheme, file.own.override_path));
     if !hosts.iter().any(|host| host.base == server) {
         hosts.push(Host { own: true, ..host(server, file.own, &folder) });
     }
@@ -193,7 +194,10 @@ mod tests {
 
     fn bases(dir: Option<&Path>, registry: &str) -> Vec<String> {
         let hosts = hosts(dir, registry, Scheme::Usual).unwrap();
-        hosts.into_iter().map(|host| format!("{}{}", host.base, if host.own { "!" } else { "" })).collect()
+        hosts
+            .into_iter()
+            .map(|host| format!("{}{}", host.base, if host.own { "!" } else { "" }))
+            .collect()
     }
 
     #[test]

@@ -19,13 +19,13 @@ use knarr_oci::reference::{Reference, is_digest};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, spawn_blocking};
 
+use crate::Error;
 use crate::blobs::{MAX_DOCUMENT, decompressed};
 use crate::download::download;
 use crate::hosts::{Scheme, hosts};
 use crate::keyed::Keyed;
 use crate::registry::{Document, RegistryError, Repository};
 use crate::store::{Arrival, PullDir, Store, chains, parse};
-use crate::Error;
 
 /// Layers of one image that are fetched at a time; containerd's default.
 const PARALLEL_LAYERS: usize = 3;
@@ -163,7 +163,9 @@ impl Puller {
         let resolved = resolve(&repositories, &reference).await;
         let digest = match resolved.map_err(failed("resolve"))? {
             Some(digest) => digest,
-            None => manifest(&repositories, asked(&reference)).await.map_err(failed("resolve"))?.digest,
+            None => {
+                manifest(&repositories, asked(&reference)).await.map_err(failed("resolve"))?.digest
+            }
         };
         let names = names(&reference, &digest);
         let watcher = options.watcher.clone();
@@ -262,10 +264,7 @@ async fn resolve(
     Err(last)
 }
 
-async fn manifest(
-    repositories: &[Repository],
-    reference: &str,
-) -> Result<Document, RegistryError> {
+async fn manifest(repositories: &[Repository], reference: &str) -> Result<Document, RegistryError> {
     let mut last = RegistryError::NotFound(reference.to_owned());
     for repository in repositories {
         match repository.manifest(reference).await {
@@ -287,7 +286,9 @@ impl Pull {
         }
         if manifest.layers.len() > MAX_LAYERS || size > store.limits().bytes {
             let count = manifest.layers.len();
-            return Err(broken(format!("an image of {count} layers and {size} bytes is too large")));
+            return Err(broken(format!(
+                "an image of {count} layers and {size} bytes is too large"
+            )));
         }
         let config_bytes = self.config(&manifest.config).await?;
         let config: ImageConfig = serde_json::from_slice(&config_bytes).map_err(broken)?;

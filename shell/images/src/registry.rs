@@ -7,7 +7,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{
+    ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use http::{Method, StatusCode};
 use hyper::body::Incoming;
 use knarr_oci::challenge::{Challenge, TokenAnswer};
@@ -136,7 +138,8 @@ impl Repository {
 
     /// A manifest or index by tag or digest; by digest, its bytes have that digest.
     pub(crate) async fn manifest(&self, reference: &str) -> Result<Document, RegistryError> {
-        let answer = self.request(&Method::GET, &format!("manifests/{reference}"), &accept()).await?;
+        let answer =
+            self.request(&Method::GET, &format!("manifests/{reference}"), &accept()).await?;
         let media_type = answer.response.headers().get(http::header::CONTENT_TYPE);
         let media_type = media_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
         let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
@@ -155,7 +158,8 @@ impl Repository {
         digest: &str,
         limit: usize,
     ) -> Result<Bytes, RegistryError> {
-        let answer = self.request(&Method::GET, &format!("blobs/{digest}"), &HeaderMap::new()).await?;
+        let answer =
+            self.request(&Method::GET, &format!("blobs/{digest}"), &HeaderMap::new()).await?;
         let bytes = body(answer.response, limit, &format!("blob {digest}")).await?;
         match crate::blobs::digest_of(&bytes) {
             found if found == digest => Ok(bytes),

@@ -59,7 +59,10 @@ impl Transport {
             .enable_http1()
             .wrap_connector(tcp);
         let mut headers = HeaderMap::new();
-        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("knarr/", env!("CARGO_PKG_VERSION"))));
+        headers.insert(
+            USER_AGENT,
+            HeaderValue::from_static(concat!("knarr/", env!("CARGO_PKG_VERSION"))),
+        );
         for (name, value) in &host.headers {
             let bad = || RegistryError::Config(format!("{name} is no header"));
             let name = HeaderName::try_from(name).map_err(|_| bad())?;
@@ -180,9 +183,9 @@ fn tls(host: &Host) -> Result<ClientConfig, RegistryError> {
         .with_safe_default_protocol_versions()
         .map_err(|error| bad(&error))?;
     let builder = match host.skip_verify {
-        true => builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider))),
+        true => {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        }
         false => builder.with_root_certificates(roots(host)?),
     };
     let Some((cert, key)) = &host.client else { return Ok(builder.with_no_client_auth()) };

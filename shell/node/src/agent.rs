@@ -13,6 +13,7 @@ use knarr_net::{Network, Pool};
 use knarr_oci::cri::PodSandboxMetadata;
 use knarr_pki::Signed;
 use knarr_podlife::config::Paths;
+use knarr_podlife::image_gc::Policy;
 use knarr_reconcile::Change;
 use knarr_sandbox::{Config, Event, Events, Runtime};
 use knarr_typed::{Pod, Typed};
@@ -23,7 +24,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::worker::Worker;
-use crate::{PODS, report, serve};
+use crate::{PODS, image_gc, report, serve};
 
 /// Watch items waiting for the agent.
 const MAX_ITEMS: usize = 256;
@@ -48,6 +49,8 @@ pub struct NodeConfig {
     pub certs_dir: PathBuf,
     /// How many images are pulled at a time.
     pub max_parallel_image_pulls: usize,
+    /// When images are removed because the disk fills up.
+    pub image_gc: Policy,
     /// The node's own address.
     pub address: IpAddr,
     /// Port of the node's server.
@@ -103,6 +106,8 @@ pub(crate) struct Node {
     pub(crate) puller: Puller,
     /// Places for pulls that run at a time.
     pub(crate) pullers: Semaphore,
+    /// There are other images than were reported.
+    pub(crate) images_changed: Notify,
     pub(crate) network: Network,
     pub(crate) pool: Mutex<Option<Pool>>,
     pub(crate) memory: i64,
@@ -174,6 +179,7 @@ pub async fn run(
         runtime: Arc::new(runtime),
         images,
         puller,
+        images_changed: Notify::new(),
         pullers: Semaphore::new(config.max_parallel_image_pulls.max(1)),
         memory: report::memory(),
         cpus: report::cpus(),
@@ -185,6 +191,7 @@ pub async fn run(
     let mut tasks = JoinSet::new();
     tasks.spawn(report::record(node.client.clone(), events_queue));
     tasks.spawn(report::heartbeat(node.clone()));
+    tasks.spawn(image_gc::collect(node.clone()));
     tasks.spawn(serve::serve(node.clone(), listener, drain.clone()));
     let (send, items) = mpsc::channel(MAX_ITEMS);
     let scope = Scope { resource: PODS, fields: format!("spec.nodeName%3D{}", node.config.name) };

@@ -7,6 +7,7 @@
 
 mod agent;
 mod files;
+mod image_gc;
 mod join;
 mod logs;
 mod pulls;
@@ -16,6 +17,7 @@ mod worker;
 
 pub use agent::{AgentError, NodeConfig, run};
 pub use join::{JoinError, join};
+pub use knarr_podlife::image_gc::Policy as ImageGcPolicy;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

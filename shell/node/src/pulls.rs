@@ -33,7 +33,9 @@ pub(crate) struct Pulls {
     tasks: JoinSet<()>,
 }
 
-fn locked(known: &Mutex<BTreeMap<String, Pull>>) -> std::sync::MutexGuard<'_, BTreeMap<String, Pull>> {
+fn locked(
+    known: &Mutex<BTreeMap<String, Pull>>,
+) -> std::sync::MutexGuard<'_, BTreeMap<String, Pull>> {
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -59,7 +61,8 @@ impl Pulls {
     ) {
         while self.tasks.try_join_next().is_some() {}
         let old = locked(&self.known).get(image).cloned();
-        let (failures, error) = old.map_or_else(Default::default, |pull| (pull.failures, pull.error));
+        let (failures, error) =
+            old.map_or_else(Default::default, |pull| (pull.failures, pull.error));
         let name = name.to_owned();
         let pull = Pull { name, attempt, outcome: PullOutcome::Running, failures, error };
         locked(&self.known).insert(image.to_owned(), pull);
@@ -94,6 +97,7 @@ async fn tell(node: &Arc<Node>, pod: &Pod, image: &str) -> Result<(), String> {
             let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
             let (took, waited) = (millis(began.elapsed()), millis(asked.elapsed()));
             info!(pod = %worker::key(pod), image, took, "image pulled");
+            node.images_changed.notify_one();
             report::tell_of(node, pod, &pulls::done(image, took, waited, pulled.size));
             Ok(())
         }

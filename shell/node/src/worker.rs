@@ -15,9 +15,7 @@ use knarr_oci::reference::Reference;
 use knarr_oci::spec::NetworkNs;
 use knarr_podlife::config::{self, Given};
 use knarr_podlife::env::{self, Itself, Sources};
-use knarr_podlife::{
-    Action, Backoffs, Decision, Failure, IMAGE_REF, ImageState, Observed, decide,
-};
+use knarr_podlife::{Action, Backoffs, Decision, Failure, IMAGE_REF, ImageState, Observed, decide};
 use knarr_sandbox::CreateContainer;
 use knarr_typed::{Container, Pod};
 use serde_json::{Value, json};
