@@ -163,7 +163,8 @@ fn shortage(used_percent: u64, capacity: u64, freed: u64) -> String {
     format!(
         "Insufficient free disk space on the node's image filesystem ({used_percent}% of {} used). \
          Failed to free sufficient space by deleting unused images (freed {freed} bytes). \
-         Investigate disk usage, as it could be used by active images, logs, volumes, or other data.",
+         Investigate disk usage, as it could be used by active images, logs, volumes, or other \
+         data.",
         in_units(capacity)
     )
 }
@@ -172,7 +173,7 @@ fn shortage(used_percent: u64, capacity: u64, freed: u64) -> String {
 fn in_units(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let unit = (0..units.len()).rev().find(|unit| bytes >> (10 * unit) > 0).unwrap_or(0);
-    let tenths = u128::from(bytes) * 10 >> (10 * unit);
+    let tenths = (u128::from(bytes) * 10) >> (10 * unit);
     match unit {
         0 => format!("{bytes} B"),
         _ => format!("{}.{} {}", tenths / 10, tenths % 10, units[unit]),

@@ -161,12 +161,11 @@ async fn a_token_is_fetched_once_with_the_credentials() {
         }
         match request.header("authorization") {
             "Bearer t0ken" => image.reply(request),
-            _ => Reply::of(401).with(
-                "WWW-Authenticate",
-                format!(
-                    r#"Bearer realm="http://{host}/token",service="the registry",scope="repository:a:pull""#
-                ),
-            ),
+            _ => {
+                let realm = format!(r#"Bearer realm="http://{host}/token""#);
+                let rest = r#"service="the registry",scope="repository:a:pull""#;
+                Reply::of(401).with("WWW-Authenticate", format!("{realm},{rest}"))
+            }
         }
     });
     let why = world.refused(&fake.name("a:1")).await;

@@ -140,13 +140,12 @@ async fn keyring(node: &Arc<Node>, pod: &Pod) -> Keyring {
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let named = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
     for name in named.map(|secret| secret.name.clone()).filter(|name| !name.is_empty()) {
-        match node.client.get(SECRETS, &ObjectKey::new(&namespace, &name)).await {
-            Ok(secret) => {
-                if let Err(error) = add_secret(&mut keyring, &secret) {
-                    warn!(pod = %worker::key(pod), secret = name, error, "a pull secret is of no use");
-                }
-            }
-            Err(_) => missing.push(name),
+        let Ok(secret) = node.client.get(SECRETS, &ObjectKey::new(&namespace, &name)).await else {
+            missing.push(name);
+            continue;
+        };
+        if let Err(error) = add_secret(&mut keyring, &secret) {
+            warn!(pod = %worker::key(pod), secret = name, error, "a pull secret is of no use");
         }
     }
     if !missing.is_empty() {

@@ -156,7 +156,10 @@ impl Image {
         let config = serde_json::json!({"architecture": architecture(), "os": "linux",
             "config": {"Cmd": [files[0].0]}, "rootfs": {"type": "layers", "diff_ids": ids}});
         let config = config.to_string().into_bytes();
-        let describe = |bytes: &Vec<u8>| serde_json::json!({"mediaType": "x", "digest": digest(bytes), "size": bytes.len()});
+        let describe = |bytes: &Vec<u8>| {
+            let digest = digest(bytes);
+            serde_json::json!({"mediaType": "x", "digest": digest, "size": bytes.len()})
+        };
         let rows: Vec<_> = layers.iter().map(describe).collect();
         let manifest = serde_json::json!({"schemaVersion": 2, "mediaType": MANIFEST,
             "config": describe(&config), "layers": rows});
