@@ -136,6 +136,13 @@ fn a_private_image_needs_a_pull_secret() {
         );
         machine.apply(&web(image, "imagePullSecrets: [{name: pull}]"));
         machine.wait("deployment/web", "condition=Available");
+        // The image is here now, and still not for a Pod without the secret.
+        let thief = web(image, "").replace("web", "thief");
+        machine.apply(&thief);
+        machine.wait("pod -l app=thief", "create");
+        let thief = machine.value("pods -l app=thief", ".items[0].metadata.name");
+        machine.wait(&format!("pod/{thief}"), &format!("{waiting}=ErrImagePull"));
+        machine.kubectl("delete deployment thief --cascade=foreground --timeout=60s");
         // A service account's secrets are its Pods'.
         machine.kubectl("delete deployment web --cascade=foreground --timeout=60s");
         let patch = "{\"imagePullSecrets\":[{\"name\":\"pull\"}]}";

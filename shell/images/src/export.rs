@@ -187,7 +187,10 @@ fn archive(
     name: Option<String>,
 ) -> io::Result<()> {
     let mut builder = Builder::new(out);
-    let describe = |kind: &str, digest: &str, size: u64| json!({"mediaType": kind, "digest": digest, "size": size});
+    let describe = |kind: &str, digest: &str, size: u64| {
+        let digest = digest.to_owned();
+        json!({"mediaType": kind, "digest": digest, "size": size})
+    };
     let rows: Vec<Value> =
         layers.iter().map(|layer| describe(LAYER, &layer.digest, layer.size)).collect();
     let document =

@@ -23,6 +23,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use crate::access::Access;
 use crate::worker::Worker;
 use crate::{PODS, image_gc, report, serve};
 
@@ -104,6 +105,8 @@ pub(crate) struct Node {
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) images: Arc<Images>,
     pub(crate) puller: Puller,
+    /// Who may use which image.
+    pub(crate) access: Access,
     /// Places for pulls that run at a time.
     pub(crate) pullers: Semaphore,
     /// There are other images than were reported.
@@ -171,6 +174,7 @@ pub async fn run(
     let puller = Puller::open(images.clone(), Some(config.certs_dir.clone())).map_err(machine)?;
     let runtime = Config { state_dir: config.state_dir.join("runtime"), shim: config.shim.clone() };
     let (runtime, events) = Runtime::open(runtime).map_err(machine)?;
+    let access = access(&config, &images).map_err(machine)?;
     let (events_send, events_queue) = mpsc::channel(MAX_EVENTS);
     let node = Arc::new(Node {
         events: events_send,
@@ -179,6 +183,7 @@ pub async fn run(
         runtime: Arc::new(runtime),
         images,
         puller,
+        access,
         images_changed: Notify::new(),
         pullers: Semaphore::new(config.max_parallel_image_pulls.max(1)),
         memory: report::memory(),
@@ -201,6 +206,15 @@ pub async fn run(
         _ = drain.wait_for(|drain| *drain) => {}
     }
     Ok(())
+}
+
+fn access(config: &NodeConfig, images: &Images) -> Result<Access, Box<dyn std::error::Error>> {
+    let named = |image: knarr_oci::cri::Image| {
+        let names = image.repo_tags.into_iter().chain(image.repo_digests);
+        names.map(move |name| (image.id.clone(), name))
+    };
+    let here: Vec<_> = images.list()?.into_iter().flat_map(named).collect();
+    Ok(Access::open(config.state_dir.join("node/pulled.json"), &here)?)
 }
 
 /// Brings news to the Pods' tasks.

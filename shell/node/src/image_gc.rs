@@ -39,6 +39,8 @@ pub(crate) async fn collect(node: Arc<Node>) {
 fn round(node: &Node, history: &mut History) -> Result<(), String> {
     let images = images(node).map_err(|error| error.to_string())?;
     history.note(&images, now());
+    let here = images.iter().map(|image| image.id.as_str()).collect();
+    node.access.retain(&here).map_err(|error| error.to_string())?;
     let disk = rustix::fs::statvfs(&node.config.state_dir).map_err(|error| error.to_string())?;
     let disk =
         Disk { capacity: disk.f_blocks * disk.f_frsize, available: disk.f_bavail * disk.f_frsize };

@@ -5,6 +5,7 @@
 //! to the shims, so an agent that is stopped or killed leaves its Pods running and adopts them
 //! when it is back.
 
+mod access;
 mod agent;
 mod files;
 mod image_gc;

@@ -58,11 +58,14 @@ fn push(site: &Site) -> Outcome<()> {
     }
     let (rows, names) = (layers.join(","), layers.join(" ").replace('"', ""));
     let script = format!(
-        r#"ids=$(for l in {names}; do printf ',"sha256:%s"' "$(sha256sum $l | cut -d' ' -f1)"; done)
-        printf '{{"architecture":"amd64","os":"linux","config":{{}},"rootfs":{{"type":"layers","diff_ids":[%s]}}}}' "${{ids#,}}" >config.json
+        r#"ids=$(for l in {names}; do
+          printf ',"sha256:%s"' "$(sha256sum $l | cut -d' ' -f1)"; done)
+        printf '{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers",' >config.json
+        printf '"diff_ids":[%s]}}}}' "${{ids#,}}" >>config.json
         printf '[{{"Config":"config.json","RepoTags":["big:1"],"Layers":[{rows}]}}]' >manifest.json
         tar -cf big.tar config.json manifest.json {names}
-        skopeo --insecure-policy copy --dest-tls-verify=false docker-archive:big.tar docker://{IMAGE}
+        skopeo --insecure-policy copy --dest-tls-verify=false docker-archive:big.tar \
+          docker://{IMAGE}
         rm -f big.tar {names}"#
     );
     sh(&site.dir, &script)
@@ -72,7 +75,8 @@ fn push(site: &Site) -> Outcome<()> {
 pub(super) fn pull(site: &Site) -> Outcome<Vec<Row>> {
     let place = |name: &str| site.dir.join(name).display().to_string();
     let config = format!(
-        "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: 'localhost:5000'}}\n",
+        "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
+         http: {{addr: 'localhost:5000'}}\n",
         place("registry")
     );
     fs::write(site.dir.join("registry.yml"), config)?;
@@ -99,7 +103,7 @@ fn containerd(site: &Site) -> Outcome<f64> {
     fs::create_dir_all(&dir)?;
     let config = format!(
         "version = 2\nroot = '{}'\nstate = '{}'\n[grpc]\naddress = '{}'\n\
-         [plugins.'io.containerd.grpc.v1.cri']\n[plugins.'io.containerd.internal.v1.opt']\npath = '{}'\n",
+         [plugins.'io.containerd.internal.v1.opt']\npath = '{}'\n",
         place("root"),
         place("state"),
         place("sock"),
