@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use knarr_client::Client;
 use knarr_netplan::Cidr;
 use knarr_node::NodeConfig;
+use knarr_node::{ImageGcPolicy, NodeConfig};
 use knarr_pki::{Kubeconfig, Signed};
 use knarr_proxy::ProxyConfig;
 use tracing::info;
@@ -138,6 +139,11 @@ pub(crate) async fn prepare(
         logs_dir: paths.logs,
         certs_dir: paths.certs,
         max_parallel_image_pulls: flags.max_parallel_image_pulls,
+        image_gc: ImageGcPolicy::new(
+            flags.image_gc_high_threshold,
+            flags.image_gc_low_threshold,
+            flags.minimum_image_ttl_seconds,
+        ),
         address,
         port: flags.node_port,
         shim: vec![shim.display().to_string(), POD_SHIM.to_owned()],

@@ -55,7 +55,7 @@ pub(crate) enum Command {
     Down(DownFlags),
     /// Stop everything and remove all that knarr made on this machine.
     Reset(ResetFlags),
-    /// Bring in, list and remove container images.
+    /// Pull, bring in, list, write out and remove container images.
     Images(ImagesFlags),
 }
 
@@ -129,6 +129,17 @@ pub(crate) struct NodeFlags {
     /// How many images are pulled at a time.
     #[arg(long, default_value_t = 5, value_name = "COUNT")]
     pub(crate) max_parallel_image_pulls: usize,
+    /// Used percent of the disk from which on unused images are removed.
+    #[arg(long, default_value_t = 85, value_parser = clap::value_parser!(u64).range(..=100))]
+    #[arg(value_name = "PERCENT")]
+    pub(crate) image_gc_high_threshold: u64,
+    /// Used percent of the disk that removing images aims at.
+    #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u64).range(..=100))]
+    #[arg(value_name = "PERCENT")]
+    pub(crate) image_gc_low_threshold: u64,
+    /// How long an image has been here at least before it may be removed.
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    pub(crate) minimum_image_ttl_seconds: i64,
 }
 
 /// Control plane and node.
@@ -258,6 +269,19 @@ pub(crate) struct ImagesFlags {
     pub(crate) root_dir: PathBuf,
 }
 
+/// What to pull, and how.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PullFlags {
+    /// Its name.
+    pub(crate) image: String,
+    /// Who asks for it.
+    #[arg(long, value_name = "USER:PASSWORD", env = "KNARR_PULL_CREDS", hide_env_values = true)]
+    pub(crate) creds: Option<String>,
+    /// Speak to the registry by plain HTTP.
+    #[arg(long)]
+    pub(crate) plain_http: bool,
+}
+
 /// What can be done with images.
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum ImagesCommand {
@@ -269,6 +293,17 @@ pub(crate) enum ImagesCommand {
         #[arg(long)]
         name: Option<String>,
     },
+    /// Pull an image from its registry.
+    Pull(PullFlags),
+    /// Write an image to an OCI archive.
+    Export {
+        /// Its name or id.
+        image: String,
+        /// The archive to write.
+        file: PathBuf,
+    },
+    /// Remove all images that no container uses.
+    Prune,
     /// List images.
     Ls,
     /// Remove an image.

@@ -14,6 +14,7 @@ mod paths;
 mod process;
 mod ranges;
 mod proxy;
+mod pull_progress;
 mod rings;
 mod server;
 mod token;

@@ -17,17 +17,22 @@ enum Readers {
 
 /// Starts a registry on a port of the loopback.
 fn registry(machine: &Machine, port: u16, readers: Readers) -> Running {
+    serve(machine, &format!("127.0.0.1:{port}"), readers, "")
+}
+
+/// Starts a registry; `tls` goes into the settings of its listener.
+fn serve(machine: &Machine, address: &str, readers: Readers, tls: &str) -> Running {
     let users = machine.path("users");
     fs::write(&users, USERS).unwrap();
     let auth = match readers {
         Readers::All => String::new(),
         Readers::User => format!("auth: {{htpasswd: {{realm: r, path: {}}}}}\n", users.display()),
     };
-    let config = machine.path(&format!("registry-{port}.yml"));
-    let folder = machine.path(&format!("registry-{port}"));
+    let config = machine.path(&format!("registry-{address}.yml"));
+    let folder = machine.path(&format!("registry-{address}"));
     let text = format!(
-        "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
-         http: {{addr: '127.0.0.1:{port}'}}\n{auth}",
+        "version: 0.1\nstorage: {{filesystem: {{rootdirectory: '{}'}}}}\n\
+         http: {{addr: '{address}'{tls}}}\n{auth}",
         folder.display()
     );
     fs::write(&config, text).unwrap();
@@ -131,6 +136,13 @@ fn a_private_image_needs_a_pull_secret() {
         );
         machine.apply(&web(image, "imagePullSecrets: [{name: pull}]"));
         machine.wait("deployment/web", "condition=Available");
+        // The image is here now, and still not for a Pod without the secret.
+        let thief = web(image, "").replace("web", "thief");
+        machine.apply(&thief);
+        machine.wait("pod -l app=thief", "create");
+        let thief = machine.value("pods -l app=thief", ".items[0].metadata.name");
+        machine.wait(&format!("pod/{thief}"), &format!("{waiting}=ErrImagePull"));
+        machine.kubectl("delete deployment thief --cascade=foreground --timeout=60s");
         // A service account's secrets are its Pods'.
         machine.kubectl("delete deployment web --cascade=foreground --timeout=60s");
         let patch = "{\"imagePullSecrets\":[{\"name\":\"pull\"}]}";
@@ -173,5 +185,94 @@ fn a_wrong_tag_is_told_as_upstream_does_and_another_image_is_tried_at_once() {
         // The Pod itself is changed, not replaced.
         machine.kubectl(&format!("set image {status} main=localhost:5000/busybox:1"));
         machine.wait(&status, "condition=Ready");
+    });
+}
+
+/// An authority of the test's own, and what it signed for the machine's address.
+fn certificates(machine: &Machine) -> String {
+    let path = |name: &str| machine.path(name).display().to_string();
+    let script = format!(
+        "cd {} && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
+           -subj /CN=test-ca -keyout ca.key -out ca.crt && \
+         openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=registry \
+           -keyout tls.key -out tls.csr && \
+         printf 'subjectAltName=IP:198.51.100.10' >san && \
+         openssl x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -days 2 -extfile san -out tls.crt",
+        path("")
+    );
+    Outcome::of(Command::new("sh").args(["-c", &script])).success();
+    format!(", tls: {{certificate: {}, key: {}}}", path("tls.crt"), path("tls.key"))
+}
+
+#[test]
+fn the_command_line_pulls_over_tls_with_a_password_and_writes_what_skopeo_reads() {
+    alone(|machine| {
+        let tls = certificates(machine);
+        let _registry = serve(machine, "198.51.100.10:5443", Readers::User, &tls);
+        let image = "198.51.100.10:5443/private/busybox:1";
+        push(machine, "busybox", image);
+        let pull = |creds: &str| machine.knarr(&format!("images pull {image} @root {creds}"));
+        let error = pull("--creds user:secret").failure();
+        assert!(error.contains("certificate"), "an unknown authority is trusted: {error}");
+        let folder = machine.path("root/etc/knarr/certs.d/198.51.100.10:5443");
+        fs::create_dir_all(&folder).unwrap();
+        let ca = machine.path("ca.crt");
+        let hosts = format!("server = \"https://198.51.100.10:5443\"\nca = \"{}\"\n", ca.display());
+        fs::write(folder.join("hosts.toml"), hosts).unwrap();
+        for creds in ["", "--creds user:wrong"] {
+            let error = pull(creds).failure();
+            assert!(error.contains("pull access denied"), "{error}");
+        }
+        let told = pull("--creds user:secret");
+        assert!(told.err.contains("done, "), "no line for a layer that came: {told}");
+        let digest = told.success();
+        assert!(digest.starts_with("198.51.100.10:5443/private/busybox@sha256:"), "{digest}");
+        let again = pull("--creds user:secret");
+        assert!(!again.err.contains("done, "), "it came twice: {again}");
+        machine.knarr(&format!("images export {image} @out.tar @root")).success();
+        let mut skopeo = Command::new("skopeo");
+        let archive = machine.path("out.tar");
+        skopeo.args(["inspect", &format!("oci-archive:{}", archive.display())]);
+        let inspected = Outcome::of(&mut skopeo).success();
+        assert!(inspected.contains("\"Architecture\""), "{inspected}");
+        let pruned = machine.knarr("images prune @root").success();
+        assert!(pruned.contains("1 images removed"), "{pruned}");
+        machine.knarr(&format!("images import {} @root", archive.display())).success();
+        assert!(machine.knarr("images ls @root").success().contains(image));
+        let error = machine.knarr("images export absent @absent.tar @root").failure();
+        assert!(error.contains("there is no image absent"), "{error}");
+    });
+}
+
+#[test]
+fn a_full_disk_loses_the_images_that_nobody_uses() {
+    alone(|machine| {
+        for word in ["busybox", "nginx"] {
+            machine.import(word);
+        }
+        // With thresholds of nothing every disk is full.
+        let full = "--image-gc-high-threshold 0 --image-gc-low-threshold 0 \
+                    --minimum-image-ttl-seconds 0";
+        let up = machine.start(&format!("{} {full}", knarr_e2e::UP));
+        up.line("Ready", |line| line.starts_with("Ready"));
+        let events = machine.follow("events --watch");
+        events.line("FreeDiskSpaceFailed", |line| line.contains("FreeDiskSpaceFailed"));
+        let listed = machine.knarr("images ls @root").success();
+        assert_eq!(listed.lines().count(), 1, "{listed}");
+    });
+}
+
+#[test]
+fn a_node_reports_its_images() {
+    alone(|machine| {
+        let _registry = registry(machine, 5000, Readers::All);
+        let image = "localhost:5000/busybox:1";
+        push(machine, "busybox", image);
+        let _up = machine.up();
+        machine.apply(&web(image, ""));
+        machine.wait("deployment/web", "condition=Available");
+        machine.wait("node/node-1", "jsonpath={.status.images[0].sizeBytes}");
+        let names = machine.values("node/node-1", ".status.images[0].names[*]");
+        assert_eq!((names.len(), names[1].as_str()), (2, image));
     });
 }

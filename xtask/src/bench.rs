@@ -5,6 +5,7 @@
 
 mod api;
 mod cluster;
+mod pull;
 
 use std::error::Error;
 use std::fs;
@@ -27,6 +28,7 @@ const BENCHMARKS: &[Benchmark] = &[
     ("memory", "PSS of all knarr processes, idle and with 30 Pods", memory),
     ("pod-latency", "a Pod's creation to Running, one at a time and 30 at once", pod_latency),
     ("container", "create, start, end, delete of a container, beside crun", container),
+    ("pull", "a 200 MB image from a registry on the loopback, beside containerd", pull::pull),
 ];
 
 const RUNS: usize = 10;

@@ -9,6 +9,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use jiff::{SignedDuration, Timestamp};
+use knarr_oci::cri;
+use serde_json::{Value, json};
 
 /// When to collect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +21,14 @@ pub struct Policy {
     pub low_percent: u64,
     /// How long an image has been known at least.
     pub min_age: SignedDuration,
+}
+
+impl Policy {
+    /// Thresholds in percent of the disk, and the least age in seconds.
+    #[must_use]
+    pub fn new(high_percent: u64, low_percent: u64, min_age_seconds: i64) -> Policy {
+        Policy { high_percent, low_percent, min_age: SignedDuration::from_secs(min_age_seconds) }
+    }
 }
 
 impl Default for Policy {
@@ -48,6 +58,22 @@ pub struct Disk {
     pub capacity: u64,
     /// What is free.
     pub available: u64,
+}
+
+/// Images that a node reports.
+const MAX_REPORTED: usize = 50;
+/// Names that it reports of each.
+const MAX_NAMES: usize = 5;
+
+/// `status.images` of the node: the largest, each with its digests and tags.
+#[must_use]
+pub fn reported(mut images: Vec<cri::Image>) -> Value {
+    images.sort_by(|one, other| (other.size, &one.id).cmp(&(one.size, &other.id)));
+    let row = |image: cri::Image| {
+        let names = image.repo_digests.into_iter().chain(image.repo_tags).take(MAX_NAMES);
+        json!({"names": names.collect::<Vec<_>>(), "sizeBytes": image.size})
+    };
+    images.into_iter().take(MAX_REPORTED).map(row).collect()
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -137,7 +163,8 @@ fn shortage(used_percent: u64, capacity: u64, freed: u64) -> String {
     format!(
         "Insufficient free disk space on the node's image filesystem ({used_percent}% of {} used). \
          Failed to free sufficient space by deleting unused images (freed {freed} bytes). \
-         Investigate disk usage, as it could be used by active images, logs, volumes, or other data.",
+         Investigate disk usage, as it could be used by active images, logs, volumes, or other \
+         data.",
         in_units(capacity)
     )
 }
@@ -146,7 +173,7 @@ fn shortage(used_percent: u64, capacity: u64, freed: u64) -> String {
 fn in_units(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let unit = (0..units.len()).rev().find(|unit| bytes >> (10 * unit) > 0).unwrap_or(0);
-    let tenths = u128::from(bytes) * 10 >> (10 * unit);
+    let tenths = (u128::from(bytes) * 10) >> (10 * unit);
     match unit {
         0 => format!("{bytes} B"),
         _ => format!("{}.{} {}", tenths / 10, tenths % 10, units[unit]),
@@ -205,6 +232,22 @@ mod tests {
         assert!(text.contains("(100% of 1000 B used)") && text.contains("(freed 120 bytes)"));
         let later = history.decide(&images, fuller, Policy::default(), at(1200));
         assert_eq!(later.images, ["c", "young", "a", "b"], "never used comes before used");
+    }
+
+    #[test]
+    fn the_largest_images_are_reported_with_digests_before_tags() {
+        let image = |size: u64| cri::Image {
+            id: format!("{size}"),
+            repo_tags: (0..4).map(|n| format!("t{n}")).collect(),
+            repo_digests: ["d0".to_owned(), "d1".to_owned()].into(),
+            size,
+            ..cri::Image::default()
+        };
+        let told = reported((0..60).map(image).collect());
+        let told = told.as_array().map(Vec::as_slice).unwrap_or_default();
+        assert_eq!(told.len(), 50);
+        assert_eq!(told[0]["names"], json!(["d0", "d1", "t0", "t1", "t2"]));
+        assert_eq!((&told[0]["sizeBytes"], &told[49]["sizeBytes"]), (&json!(59), &json!(10)));
     }
 
     #[test]

@@ -76,34 +76,7 @@ impl World {
                 actions.into_iter().for_each(|action| self.carry_out(action));
             }
             ["do", "first"] => self.carry_out(self.last.actions[0].clone()),
-            ["image", name, "present"] => {
-                let state = ImageState::Present(format!("sha256:{name}"));
-                self.observed.images.insert(name.to_owned(), state);
-            }
-            ["image", name, "absent"] => {
-                self.observed.images.insert(name.to_owned(), ImageState::Absent);
-            }
-            ["image", name, "unusable", reason, ..] => {
-                let state = ImageState::Unusable(reason.to_owned().leak(), rest(4));
-                self.observed.images.insert(name.to_owned(), state);
-            }
-            ["pulled", image] => {
-                let state = ImageState::Present(format!("sha256:{image}"));
-                self.observed.images.insert(image.to_owned(), state);
-                let pull = self.observed.pulls.get_mut(image).unwrap();
-                (pull.outcome, pull.failures) = (PullOutcome::Done, 0);
-            }
-            ["unpulled", image, ..] => {
-                let (at, error) = (time(self.now), rest(2));
-                let pull = self.observed.pulls.get_mut(image).unwrap();
-                (pull.outcome, pull.error) = (PullOutcome::Failed(at), error);
-                pull.failures += 1;
-            }
-            ["spec", "image", name, image] => {
-                let containers = self.pod["spec"]["containers"].as_array_mut().unwrap();
-                let own = containers.iter_mut().find(|c| c["name"] == name).unwrap();
-                own["image"] = json!(image);
-            }
+            ["image" | "pulled" | "unpulled" | "spec", ..] => self.change_image(&words),
             ["failure", name, reason, times, ..] => {
                 let (reason, message, at) = (reason.to_owned(), rest(4), time(self.now));
                 let failure = Failure { reason, message, at, times: times.parse().unwrap() };
@@ -138,6 +111,42 @@ impl World {
                 self.pod["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
             }
             _ => panic!("no such change: {line}"),
+        }
+    }
+
+    /// What becomes of images and their pulls.
+    fn change_image(&mut self, words: &[&str]) {
+        let rest = |from: usize| words.get(from..).unwrap_or_default().join(" ");
+        match *words {
+            ["image", name, "present"] => {
+                let state = ImageState::Present(format!("sha256:{name}"));
+                self.observed.images.insert(name.to_owned(), state);
+            }
+            ["image", name, "absent"] => {
+                self.observed.images.insert(name.to_owned(), ImageState::Absent);
+            }
+            ["image", name, "unusable", reason, ..] => {
+                let state = ImageState::Unusable(reason.to_owned().leak(), rest(4));
+                self.observed.images.insert(name.to_owned(), state);
+            }
+            ["pulled", image] => {
+                let state = ImageState::Present(format!("sha256:{image}"));
+                self.observed.images.insert(image.to_owned(), state);
+                let pull = self.observed.pulls.get_mut(image).unwrap();
+                (pull.outcome, pull.failures) = (PullOutcome::Done, 0);
+            }
+            ["unpulled", image, ..] => {
+                let (at, error) = (time(self.now), rest(2));
+                let pull = self.observed.pulls.get_mut(image).unwrap();
+                (pull.outcome, pull.error) = (PullOutcome::Failed(at), error);
+                pull.failures += 1;
+            }
+            ["spec", "image", name, image] => {
+                let containers = self.pod["spec"]["containers"].as_array_mut().unwrap();
+                let own = containers.iter_mut().find(|c| c["name"] == name).unwrap();
+                own["image"] = json!(image);
+            }
+            _ => panic!("no such change: {words:?}"),
         }
     }
 

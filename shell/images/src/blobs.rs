@@ -33,6 +33,11 @@ impl<T> Hashing<T> {
         Hashing { inner, hash: Sha256::new() }
     }
 
+    /// What lies below, and `sha256:…` of all that has passed.
+    pub(crate) fn into_parts(self) -> (T, String) {
+        (self.inner, digest_text(self.hash))
+    }
+
     /// `sha256:…` of all that has passed.
     pub(crate) fn digest(self) -> String {
         digest_text(self.hash)

@@ -19,6 +19,7 @@
 mod archive;
 mod blobs;
 mod download;
+mod export;
 mod hosts;
 mod keyed;
 mod pull;

@@ -10,7 +10,7 @@ use knarr_oci::cri::Image;
 use knarr_oci::image::{ImageConfig, Platform};
 use knarr_oci::reference::{Reference, is_digest};
 use knarr_oci::spec::Rootfs;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::archive::{self, Found};
@@ -217,6 +217,27 @@ impl Store {
         fs::create_dir(&path).map_err(failed())?;
         let _lock = take(&path).map_err(failed())?;
         Ok(PullDir { path, _lock })
+    }
+
+    /// Removes what pulls that broke off have left; blobs that come right now stay.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn forget_broken_off(&self) -> Result<(), Error> {
+        self.forget_partials(Duration::ZERO)
+    }
+
+    /// The configuration of an image, byte for byte.
+    pub(crate) fn config_bytes(&self, id: &str) -> Result<Vec<u8>, Error> {
+        let path = self.root.join("images").join(hex(id)).join("config.json");
+        fs::read(&path).map_err(io_error(path.to_string_lossy()))
+    }
+
+    /// A file without a name, gone when it is closed.
+    pub(crate) fn scratch(&self) -> io::Result<File> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o600);
+        Ok(rustix::fs::open(&self.root, flags, mode)?.into())
     }
 
     /// Removes blobs on their way that have not grown for so long.

@@ -13,6 +13,7 @@ use knarr_net::{Network, Pool};
 use knarr_oci::cri::PodSandboxMetadata;
 use knarr_pki::Signed;
 use knarr_podlife::config::Paths;
+use knarr_podlife::image_gc::Policy;
 use knarr_reconcile::Change;
 use knarr_sandbox::{Config, Event, Events, Runtime};
 use knarr_typed::{Pod, Typed};
@@ -22,8 +23,9 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use crate::access::Access;
 use crate::worker::Worker;
-use crate::{PODS, report, serve};
+use crate::{PODS, image_gc, report, serve};
 
 /// Watch items waiting for the agent.
 const MAX_ITEMS: usize = 256;
@@ -48,6 +50,8 @@ pub struct NodeConfig {
     pub certs_dir: PathBuf,
     /// How many images are pulled at a time.
     pub max_parallel_image_pulls: usize,
+    /// When images are removed because the disk fills up.
+    pub image_gc: Policy,
     /// The node's own address.
     pub address: IpAddr,
     /// Port of the node's server.
@@ -101,8 +105,12 @@ pub(crate) struct Node {
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) images: Arc<Images>,
     pub(crate) puller: Puller,
+    /// Who may use which image.
+    pub(crate) access: Access,
     /// Places for pulls that run at a time.
     pub(crate) pullers: Semaphore,
+    /// There are other images than were reported.
+    pub(crate) images_changed: Notify,
     pub(crate) network: Network,
     pub(crate) pool: Mutex<Option<Pool>>,
     pub(crate) memory: i64,
@@ -168,6 +176,7 @@ pub async fn run(
     let puller = Puller::open(images.clone(), Some(config.certs_dir.clone())).map_err(machine)?;
     let runtime = Config { state_dir: config.state_dir.join("runtime"), shim: config.shim.clone() };
     let (runtime, events) = Runtime::open(runtime).map_err(machine)?;
+    let access = access(&config, &images).map_err(machine)?;
     let (events_send, events_queue) = mpsc::channel(MAX_EVENTS);
     let node = Arc::new(Node {
         events: events_send,
@@ -177,6 +186,8 @@ pub async fn run(
         runtime: Arc::new(runtime),
         images,
         puller,
+        access,
+        images_changed: Notify::new(),
         pullers: Semaphore::new(config.max_parallel_image_pulls.max(1)),
         memory: report::memory(),
         cpus: report::cpus(),
@@ -188,6 +199,7 @@ pub async fn run(
     let mut tasks = JoinSet::new();
     tasks.spawn(report::record(node.client.clone(), events_queue));
     tasks.spawn(report::heartbeat(node.clone()));
+    tasks.spawn(image_gc::collect(node.clone()));
     tasks.spawn(serve::serve(node.clone(), listener, drain.clone()));
     let (send, items) = mpsc::channel(MAX_ITEMS);
     let scope = Scope { resource: PODS, fields: format!("spec.nodeName%3D{}", node.config.name) };
@@ -197,6 +209,15 @@ pub async fn run(
         _ = drain.wait_for(|drain| *drain) => {}
     }
     Ok(())
+}
+
+fn access(config: &NodeConfig, images: &Images) -> Result<Access, Box<dyn std::error::Error>> {
+    let named = |image: knarr_oci::cri::Image| {
+        let names = image.repo_tags.into_iter().chain(image.repo_digests);
+        names.map(move |name| (image.id.clone(), name))
+    };
+    let here: Vec<_> = images.list()?.into_iter().flat_map(named).collect();
+    Ok(Access::open(config.state_dir.join("node/pulled.json"), &here)?)
 }
 
 /// Brings news to the Pods' tasks.

@@ -5,8 +5,10 @@
 //! to the shims, so an agent that is stopped or killed leaves its Pods running and adopts them
 //! when it is back.
 
+mod access;
 mod agent;
 mod files;
+mod image_gc;
 mod join;
 mod logs;
 mod pulls;
@@ -18,6 +20,7 @@ mod worker;
 
 pub use agent::{AgentError, NodeConfig, run};
 pub use join::{JoinError, join};
+pub use knarr_podlife::image_gc::Policy as ImageGcPolicy;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

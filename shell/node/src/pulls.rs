@@ -97,6 +97,7 @@ async fn tell(node: &Arc<Node>, pod: &Pod, image: &str) -> Result<(), String> {
             let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
             let (took, waited) = (millis(began.elapsed()), millis(asked.elapsed()));
             info!(pod = %worker::key(pod), image, took, "image pulled");
+            node.images_changed.notify_one();
             report::tell_of(node, pod, &pulls::done(image, took, waited, pulled.size));
             Ok(())
         }
@@ -111,17 +112,30 @@ async fn tell(node: &Arc<Node>, pod: &Pod, image: &str) -> Result<(), String> {
 /// Pulls an image with each of the credentials that fit, until one will do.
 async fn pull(node: &Arc<Node>, pod: &Pod, image: &str) -> Result<Image, String> {
     let reference = Reference::parse(image).map_err(|error| error.to_string())?;
-    let keyring = keyring(node, pod).await;
+    let (keyring, missing) = keyring(node, pod).await;
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        let text = format!(
+            "Unable to retrieve some image pull secrets ({missing}); attempting to pull the image \
+             may not succeed."
+        );
+        report::event(node, pod, true, "FailedToRetrieveImagePullSecret", &text);
+    }
     let credentials: Vec<Credentials> = keyring.lookup(&reference.name());
     let tries = match credentials.is_empty() {
         true => vec![None],
         false => credentials.into_iter().map(Some).collect(),
     };
+    let repository = reference.name();
+    let _intent = node.access.intend(&repository).map_err(|error| error.to_string())?;
     let mut errors = Vec::new();
     for credentials in tries {
         let options = PullOptions { credentials, ..PullOptions::default() };
         match node.puller.pull(image, &options).await {
-            Ok(image) => return Ok(image),
+            Ok(image) => {
+                let noted = node.access.grant(&image.id, &repository, options.credentials.as_ref());
+                return noted.map(|()| image).map_err(|error| error.to_string());
+            }
             Err(error) => errors.push(error.to_string()),
         }
     }
@@ -132,31 +146,33 @@ async fn pull(node: &Arc<Node>, pod: &Pod, image: &str) -> Result<Image, String>
     })
 }
 
-/// The credentials of a Pod's pull secrets; what cannot be had is told and left out.
-async fn keyring(node: &Arc<Node>, pod: &Pod) -> Keyring {
+/// Whether a Pod could have pulled an image that is here.
+pub(crate) async fn may_use(node: &Arc<Node>, pod: &Pod, image: &str, id: &str) -> bool {
+    let Ok(reference) = Reference::parse(image) else { return true };
+    let repository = reference.name();
+    if node.access.is_for_all(id, &repository) {
+        return true;
+    }
+    let own = keyring(node, pod).await.0.lookup(&repository);
+    node.access.is_for(id, &repository, &own)
+}
+
+/// The credentials of a Pod's pull secrets, and the names of those that cannot be had.
+async fn keyring(node: &Arc<Node>, pod: &Pod) -> (Keyring, Vec<String>) {
     let mut keyring = Keyring::default();
     let mut missing = Vec::new();
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let named = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
     for name in named.map(|secret| secret.name.clone()).filter(|name| !name.is_empty()) {
-        match node.client.get(SECRETS, &ObjectKey::new(&namespace, &name)).await {
-            Ok(secret) => {
-                if let Err(error) = add_secret(&mut keyring, &secret) {
-                    warn!(pod = %worker::key(pod), secret = name, error, "a pull secret is of no use");
-                }
-            }
-            Err(_) => missing.push(name),
+        let Ok(secret) = node.client.get(SECRETS, &ObjectKey::new(&namespace, &name)).await else {
+            missing.push(name);
+            continue;
+        };
+        if let Err(error) = add_secret(&mut keyring, &secret) {
+            warn!(pod = %worker::key(pod), secret = name, error, "a pull secret is of no use");
         }
     }
-    if !missing.is_empty() {
-        let missing = missing.join(", ");
-        let text = format!(
-            "Unable to retrieve some image pull secrets ({missing}); attempting to pull the image \
-             may not succeed."
-        );
-        report::event(node, pod, true, "FailedToRetrieveImagePullSecret", &text);
-    }
-    keyring
+    (keyring, missing)
 }
 
 fn add_secret(keyring: &mut Keyring, secret: &Value) -> Result<(), String> {

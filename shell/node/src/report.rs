@@ -8,6 +8,7 @@ use knarr_client::{Client, ClientError, PatchType};
 use knarr_net::{Pool, Subnet};
 use knarr_podlife::PodEvent;
 use knarr_podlife::env::Sources;
+use knarr_podlife::image_gc::reported;
 use knarr_podlife::volumes::{Need, needs};
 use knarr_typed::Pod;
 use serde_json::{Value, json};
@@ -146,6 +147,10 @@ pub(crate) async fn register(node: &Arc<Node>) -> Result<(), ClientError> {
 async fn tell(node: &Arc<Node>) -> Result<Value, ClientError> {
     let live = node.client.get(NODES, &own_key(node)).await?;
     let mut status = status(node);
+    match node.blocking(|node| node.images.list()).await {
+        Ok(images) => status["images"] = reported(images),
+        Err(error) => warn!(%error, "the images cannot be listed"),
+    }
     let old = live.pointer("/status/conditions").and_then(Value::as_array);
     for condition in status["conditions"].as_array_mut().into_iter().flatten() {
         let same =
@@ -200,12 +205,23 @@ pub(crate) async fn heartbeat(node: Arc<Node>) {
         if let Err(error) = renew(&node).await {
             warn!(%error, "the node's lease was not renewed");
         }
-        if beat % RETELL_EVERY == 0
-            && let Err(error) = tell(&node).await
-        {
-            warn!(%error, "the node's status was not taken");
+        if beat % RETELL_EVERY == 0 {
+            retell(&node).await;
         }
-        tokio::time::sleep(RENEW_EVERY).await;
+        let next = tokio::time::sleep(RENEW_EVERY);
+        tokio::pin!(next);
+        loop {
+            tokio::select! {
+                () = &mut next => break,
+                () = node.images_changed.notified() => retell(&node).await,
+            }
+        }
+    }
+}
+
+async fn retell(node: &Arc<Node>) {
+    if let Err(error) = tell(node).await {
+        warn!(%error, "the node's status was not taken");
     }
 }
 
@@ -242,17 +258,35 @@ pub(crate) fn tell_of(node: &Node, pod: &Pod, told: &PodEvent) {
     event(node, pod, told.warning, told.reason, &told.message);
 }
 
+/// Has a warning about the node itself recorded.
+pub(crate) fn node_event(node: &Node, reason: &str, message: &str) {
+    let name = &node.config.name;
+    let about = json!({"apiVersion": "v1", "kind": "Node", "name": name, "uid": name});
+    record_event(node, ObjectKey::new("default", name), about, (true, reason), message);
+}
+
 /// Has an event about a Pod recorded.
 pub(crate) fn event(node: &Node, pod: &Pod, warning: bool, reason: &str, message: &str) {
-    let at = now();
     let key = crate::worker::key(pod);
+    let about = json!({"apiVersion": "v1", "kind": "Pod", "name": key.name,
+        "namespace": key.namespace, "uid": pod.metadata.uid});
+    record_event(node, key, about, (warning, reason), message);
+}
+
+fn record_event(
+    node: &Node,
+    key: ObjectKey,
+    about: Value,
+    (warning, reason): (bool, &str),
+    message: &str,
+) {
+    let at = now();
     let name = format!("{}.{:x}", key.name, at.as_nanosecond());
     let source = json!({"component": "kubelet", "host": node.config.name});
     let object = json!({
         "apiVersion": "v1", "kind": "Event",
         "metadata": {"name": name, "namespace": key.namespace},
-        "involvedObject": {"apiVersion": "v1", "kind": "Pod", "name": key.name,
-            "namespace": key.namespace, "uid": pod.metadata.uid},
+        "involvedObject": about,
         "type": if warning { "Warning" } else { "Normal" },
         "reason": reason, "message": message, "count": 1, "source": source,
         "reportingComponent": "kubelet", "reportingInstance": node.config.name,

@@ -23,7 +23,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
 
 use crate::agent::{Node, UID_LABEL};
-use crate::pulls::Pulls;
+use crate::pulls::{Pulls, may_use};
 use crate::{PODS, files, now, report};
 
 /// A step that failed: the container's waiting reason, and what went wrong.
@@ -132,19 +132,21 @@ impl Worker {
     async fn images(&self, pod: &Pod) -> BTreeMap<String, ImageState> {
         let wanted: Vec<String> =
             containers(pod).map(|c| c.image.clone().unwrap_or_default()).collect();
-        self.node
-            .blocking(move |node| {
-                let state = |image: String| {
-                    let state = match node.images.status(&image) {
-                        Ok(Some(found)) => ImageState::Present(image_ref(&image, found)),
-                        Ok(None) => ImageState::Absent,
-                        Err(error) => unusable(&image, &error),
-                    };
-                    (image, state)
-                };
-                wanted.into_iter().map(state).collect()
-            })
-            .await
+        let look = |node: &Node| -> Vec<_> {
+            wanted.into_iter().map(|image| (node.images.status(&image), image)).collect()
+        };
+        let mut states = BTreeMap::new();
+        for (found, image) in self.node.blocking(look).await {
+            let state = match found {
+                Ok(Some(found)) if may_use(&self.node, pod, &image, &found.id).await => {
+                    ImageState::Present(image_ref(&image, found))
+                }
+                Ok(_) => ImageState::Absent,
+                Err(error) => unusable(&image, &error),
+            };
+            states.insert(image, state);
+        }
+        states
     }
 
     /// Tells the API server, when there is something new to tell.

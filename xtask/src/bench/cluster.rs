@@ -33,7 +33,8 @@ impl Site {
         command
     }
 
-    fn run(&self, words: &str) -> Outcome<()> {
+    /// Runs a command line of knarr's to its end.
+    pub(super) fn run(&self, words: &str) -> Outcome<()> {
         let output = self.knarr(words).stdin(Stdio::null()).output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         output.status.success().then_some(()).ok_or(format!("knarr {words}: {said}").into())
