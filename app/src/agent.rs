@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use knarr_client::Client;
+use knarr_dns::DnsConfig;
 use knarr_netplan::Cidr;
-use knarr_node::NodeConfig;
 use knarr_node::{ImageGcPolicy, NodeConfig};
 use knarr_pki::{Kubeconfig, Signed};
+use knarr_podlife::naming::ClusterDns;
 use knarr_proxy::ProxyConfig;
 use tracing::info;
 
@@ -17,7 +18,7 @@ use crate::paths::NodePaths;
 use crate::process::{Drain, Fatal};
 use crate::server::{VERSION, own_address};
 use crate::token::JoinToken;
-use crate::{POD_SHIM, lifecycle, proxy};
+use crate::{POD_SHIM, dns, lifecycle, proxy};
 
 /// What the kernel must offer: a path that exists when it does, and what to do when it does not.
 const FEATURES: &[(&str, &str)] = &[
@@ -70,10 +71,11 @@ pub(crate) struct ReadyNode {
     pub(crate) config: NodeConfig,
     client: Client,
     cluster_cidrs: Vec<Cidr>,
+    dns: DnsConfig,
 }
 
 impl ReadyNode {
-    /// Runs the agent, and the Service proxy beside it, as the node.
+    /// Runs the agent, the Service proxy and DNS, all as the node.
     pub(crate) async fn run(self, drain: Drain) -> Result<(), Fatal> {
         let proxy = ProxyConfig {
             node_name: self.config.name.clone(),
@@ -84,9 +86,16 @@ impl ReadyNode {
             metrics: None,
         };
         let proxy = knarr_proxy::run(proxy, self.client.clone(), drain.clone());
-        let node = knarr_node::run(self.config, self.client, drain);
+        let dns = async {
+            match self.dns.addresses.is_empty() {
+                true => Ok(()),
+                false => knarr_dns::run(self.dns, self.client.clone(), drain.clone()).await,
+            }
+        };
+        let node = knarr_node::run(self.config, self.client.clone(), drain.clone());
         let proxy = async { proxy.await.map_err(Fatal::from) };
-        tokio::try_join!(async { node.await.map_err(Fatal::from) }, proxy)?;
+        let dns = async { dns.await.map_err(Fatal::from) };
+        tokio::try_join!(async { node.await.map_err(Fatal::from) }, proxy, dns)?;
         Ok(())
     }
 }
@@ -130,6 +139,10 @@ pub(crate) async fn prepare(
         }
     };
     let client = Client::connect(&kubeconfig)?;
+    let addresses = dns::addresses(&flags.dns, &client).await?;
+    let servers = addresses.iter().map(ToString::to_string).collect();
+    let ranges = cluster_cidrs.iter().filter_map(|range| range.to_string().parse().ok()).collect();
+    let dns = dns::config(&flags.dns, addresses, ranges, (&paths.instance, &name));
     let shim = std::env::current_exe()?;
     let config = NodeConfig {
         name,
@@ -144,6 +157,8 @@ pub(crate) async fn prepare(
             flags.image_gc_low_threshold,
             flags.minimum_image_ttl_seconds,
         ),
+        cluster_dns: ClusterDns { servers, domain: flags.dns.cluster_domain.clone() },
+        resolv_conf: flags.dns.resolv_conf.clone(),
         address,
         port: flags.node_port,
         shim: vec![shim.display().to_string(), POD_SHIM.to_owned()],
@@ -151,7 +166,7 @@ pub(crate) async fn prepare(
         serving,
         version: VERSION.to_owned(),
     };
-    Ok(ReadyNode { config, client, cluster_cidrs })
+    Ok(ReadyNode { config, client, cluster_cidrs, dns })
 }
 
 fn identity_file(state: &Path, name: &str) -> PathBuf {

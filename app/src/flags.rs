@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use knarr_api::ip::Cidr;
 
+use crate::dns::{DnsFlags, DnsRoleFlags};
+
 /// Kubernetes v1.36 in one binary.
 #[derive(Debug, Parser)]
 #[command(name = "knarr", version, about, max_term_width = 100)]
@@ -49,6 +51,8 @@ pub(crate) enum Command {
     KubeScheduler(ComponentFlags),
     /// Run a node's Service proxy against an API server. Needs root.
     KubeProxy(ProxyFlags),
+    /// Run a node's DNS against an API server. Needs root.
+    Dns(DnsRoleFlags),
     /// Say what runs here.
     Status(PlaceFlags),
     /// Stop knarr. Containers keep running, and the next start adopts them.
@@ -126,6 +130,8 @@ pub(crate) struct NodeFlags {
     /// The port of the node's own server.
     #[arg(long, default_value_t = 10250, value_name = "PORT")]
     pub(crate) node_port: u16,
+    #[command(flatten)]
+    pub(crate) dns: DnsFlags,
     /// How many images are pulled at a time.
     #[arg(long, default_value_t = 5, value_name = "COUNT")]
     pub(crate) max_parallel_image_pulls: usize,

@@ -6,15 +6,16 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod agent;
+mod dns;
 mod flags;
 mod health;
 mod images;
 mod lifecycle;
 mod paths;
 mod process;
-mod ranges;
 mod proxy;
 mod pull_progress;
+mod ranges;
 mod rings;
 mod server;
 mod token;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::KubeApiserver(flags) => run(|drain| server::run_alone(flags, drain)),
         Command::KubeControllerManager(flags) => run(|drain| rings::run_manager(flags, drain)),
         Command::KubeScheduler(flags) => run(|drain| rings::run_scheduler(flags, drain)),
+        Command::Dns(flags) => run(|drain| dns::run(flags, drain)),
         Command::KubeProxy(flags) => run(|drain| proxy::run(flags, drain)),
         Command::Status(flags) => lifecycle::status(&flags),
         Command::Down(flags) => lifecycle::down(&flags),

@@ -17,7 +17,8 @@ pub(crate) async fn run(flags: UpFlags, drain: Drain) -> Result<(), Fatal> {
     plane.start_rings(&drain);
     println!("Starting the node …");
     let ca = plane.authority.certificate().to_owned();
-    let cidrs = proxy::ranges("cluster-cidr", std::slice::from_ref(&flags.server.cluster_cidr))?;
+    let pods: Vec<String> = plane.cluster_cidrs.iter().map(ToString::to_string).collect();
+    let cidrs = proxy::ranges("cluster-cidr", &pods)?;
     let node = agent::prepare(&flags.node, cidrs, &plane.url, &ca, &plane.token).await?;
     let name = node.config.name.clone();
     let mut running = tokio::spawn(node.run(drain.clone()));

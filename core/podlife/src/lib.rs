@@ -12,8 +12,9 @@ pub mod config;
 mod decide;
 pub mod env;
 pub mod image_gc;
-pub mod pulls;
 pub mod logs;
+pub mod naming;
+pub mod pulls;
 mod status;
 pub mod volumes;
 

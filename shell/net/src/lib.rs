@@ -5,9 +5,9 @@
 //! machine has (its neighbour entry is permanent and names the host end's MAC). Nothing is bridged,
 //! no machine-wide setting is touched, and every link carries the instance's name.
 
+mod anchor;
 mod conntrack;
 mod ipam;
-mod anchor;
 mod nfnetlink;
 mod nft;
 mod veth;

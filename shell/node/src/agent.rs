@@ -14,6 +14,7 @@ use knarr_oci::cri::PodSandboxMetadata;
 use knarr_pki::Signed;
 use knarr_podlife::config::Paths;
 use knarr_podlife::image_gc::Policy;
+use knarr_podlife::naming::ClusterDns;
 use knarr_reconcile::Change;
 use knarr_sandbox::{Config, Event, Events, Runtime};
 use knarr_typed::{Pod, Typed};
@@ -52,6 +53,10 @@ pub struct NodeConfig {
     pub max_parallel_image_pulls: usize,
     /// When images are removed because the disk fills up.
     pub image_gc: Policy,
+    /// Where the cluster's names are answered.
+    pub cluster_dns: ClusterDns,
+    /// Where the node's own resolvers are named.
+    pub resolv_conf: PathBuf,
     /// The node's own address.
     pub address: IpAddr,
     /// Port of the node's server.

@@ -29,7 +29,6 @@ pub(crate) fn prepare_pod(
     let folders =
         dir(Path::new(&paths.pod), 0o750).and_then(|()| dir(Path::new(&paths.logs), 0o755));
     folders.map_err(|error| error.to_string())?;
-    write_resolv_conf(paths).map_err(|error| error.to_string())?;
     let mut made = BTreeMap::new();
     for (name, content) in contents {
         let path = volume(paths, name, content)
@@ -129,24 +128,19 @@ fn absent(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
-fn write_resolv_conf(paths: &Paths) -> io::Result<()> {
-    let host = fs::read("/etc/resolv.conf").unwrap_or_default();
-    fs::write(Path::new(&paths.pod).join("resolv.conf"), host)
+/// What a Pod's containers find below `/etc`.
+pub(crate) struct Names {
+    pub(crate) hostname: String,
+    pub(crate) hosts: String,
+    pub(crate) resolv_conf: String,
 }
 
-/// Writes `/etc/hosts` and `/etc/hostname` of a Pod's containers.
-pub(crate) fn write_hosts(paths: &Paths, hostname: &str, address: Option<&str>) -> io::Result<()> {
+/// Writes `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of a Pod's containers.
+pub(crate) fn write_names(paths: &Paths, names: &Names) -> io::Result<()> {
     let pod = Path::new(&paths.pod);
-    let hosts = match address {
-        Some(address) => format!(
-            "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost \
-             ip6-loopback\nfe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\n\
-             fe00::2\tip6-allrouters\n{address}\t{hostname}\n"
-        ),
-        None => fs::read_to_string("/etc/hosts").unwrap_or_default(),
-    };
-    fs::write(pod.join("hosts"), hosts)?;
-    fs::write(pod.join("hostname"), format!("{hostname}\n"))
+    fs::write(pod.join("hosts"), &names.hosts)?;
+    fs::write(pod.join("hostname"), format!("{}\n", names.hostname))?;
+    fs::write(pod.join("resolv.conf"), &names.resolv_conf)
 }
 
 /// The files that every container of a Pod sees: (path inside, path outside).

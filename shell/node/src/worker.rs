@@ -15,6 +15,7 @@ use knarr_oci::reference::Reference;
 use knarr_oci::spec::NetworkNs;
 use knarr_podlife::config::{self, Given};
 use knarr_podlife::env::{self, Itself, Sources};
+use knarr_podlife::naming;
 use knarr_podlife::{Action, Backoffs, Decision, Failure, IMAGE_REF, ImageState, Observed, decide};
 use knarr_sandbox::CreateContainer;
 use knarr_typed::{Container, Pod};
@@ -302,9 +303,20 @@ impl Worker {
             return Err(error);
         }
         let address = if host { None } else { self.address(&id) };
-        let hostname = config::hostname(pod);
-        let written = files::write_hosts(&paths, &hostname, address.as_deref());
+        let written = files::write_names(&paths, &self.names(pod, address.as_slice()));
         written.map_err(|error| failed(&error))
+    }
+
+    /// How the Pod's containers call themselves and others.
+    fn names(&self, pod: &Pod, addresses: &[String]) -> files::Names {
+        let own = &self.node.config;
+        let host = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+        let (hosts, resolv_conf) = (host(Path::new("/etc/hosts")), host(&own.resolv_conf));
+        files::Names {
+            hostname: config::hostname(pod),
+            hosts: naming::hosts(pod, addresses, &own.cluster_dns, &hosts),
+            resolv_conf: naming::resolv_conf(pod, &own.cluster_dns, &resolv_conf),
+        }
     }
 
     /// Gives a sandbox its address and its link.
