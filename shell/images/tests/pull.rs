@@ -105,6 +105,20 @@ async fn a_broken_connection_is_taken_up_where_it_broke() {
 }
 
 #[tokio::test]
+async fn a_document_that_breaks_off_comes_anew() {
+    let Some(world) = world() else { return };
+    let image = Image::new(&[("one", b"1")]);
+    let count = AtomicUsize::new(0);
+    let fake = Fake::serve(move |request| {
+        let reply = image.reply(request);
+        let first = request.method == "GET" && count.fetch_add(1, Ordering::SeqCst) == 0;
+        if first { reply.cut(10) } else { reply }
+    });
+    world.puller.pull(&fake.name("a:1"), &PullOptions::default()).await.unwrap();
+    assert_eq!(fake.asked("manifests").len(), 3, "HEAD, half of it, all of it");
+}
+
+#[tokio::test]
 async fn what_came_survives_a_restart() {
     let Some(world) = world() else { return };
     let image = big();
