@@ -373,6 +373,40 @@ async fn a_pull_that_is_dropped_stops_and_the_next_one_goes_on() {
 }
 
 #[tokio::test]
+async fn what_failed_pulls_left_goes_after_a_day() {
+    let Some(world) = world() else { return };
+    let image = Image::new(&[("good", b"1"), ("bad", b"2")]);
+    let (good, bad) = (image.layers[0].clone(), image.layers[1].clone());
+    let (done, unpacked) = std::sync::mpsc::channel();
+    let gate = std::sync::Mutex::new(unpacked);
+    let part = bad.clone();
+    let fake = Fake::serve(move |request| {
+        if request.path.contains(&part) {
+            // The good one is unpacked first.
+            let _ = gate.lock().unwrap().recv();
+            return Reply::of(404);
+        }
+        image.reply(request)
+    });
+    let watcher = Arc::new(move |news: knarr_images::Progress<'_>| {
+        if news.stage == Stage::Done {
+            done.send(()).unwrap();
+        }
+    });
+    let options = PullOptions { watcher: Some(watcher), ..PullOptions::default() };
+    world.puller.pull(&fake.name("a:1"), &options).await.unwrap_err();
+    let layer = world.dir.path().join("store/pulls/0").join(good.trim_start_matches("sha256:"));
+    world.puller.forget_left().unwrap();
+    assert!(layer.exists() && world.partial(&good).exists(), "the next pull takes them up");
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(25 * 3600);
+    for path in [&layer, &world.partial(&good)] {
+        fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
+    }
+    world.puller.forget_left().unwrap();
+    assert!(!layer.exists() && !world.partial(&good).exists());
+}
+
+#[tokio::test]
 async fn a_mirror_comes_first_and_never_sees_credentials() {
     let Some(world) = world() else { return };
     let image = Image::new(&[("one", b"1")]);
