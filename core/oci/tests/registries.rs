@@ -31,6 +31,7 @@ fn keys_match_hosts_ports_paths_and_globs() {
         ("quay.io:443", "quay.io:443/a", true),
         ("*.io", "quay.io/a", true),
         ("*.io", "x.quay.io/a", false),
+        ("*", "quay.io/a", false),
         ("qu?y.*", "quay.io/a", true),
         ("*.azurecr.io", "prefix.azurecr.io/a", true),
         ("q*x.io", "quay.io/a", false),

@@ -9,6 +9,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use knarr_oci::credentials::Credentials;
 use knarr_oci::cri::Image;
@@ -19,13 +20,13 @@ use knarr_oci::reference::{Reference, is_digest};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, spawn_blocking};
 
-use crate::Error;
 use crate::blobs::{MAX_DOCUMENT, decompressed};
 use crate::download::download;
 use crate::hosts::{Scheme, hosts};
 use crate::keyed::Keyed;
 use crate::registry::{Document, RegistryError, Repository};
-use crate::store::{Arrival, PullDir, Store, chains, parse};
+use crate::store::{Arrival, PullDir, Store, chains, folder_names, is_older, parse};
+use crate::{Error, io_error};
 
 /// Layers of one image that are fetched at a time; containerd's default.
 const PARALLEL_LAYERS: usize = 3;
@@ -33,6 +34,8 @@ const PARALLEL_LAYERS: usize = 3;
 const MAX_LAYERS: usize = 127;
 /// Deepest nesting of indexes.
 const MAX_NESTING: u32 = 4;
+/// What is left of pulls that failed is forgotten after this time.
+pub(crate) const MAX_LEFT_AGE: Duration = Duration::from_secs(24 * 3600);
 /// How often a pull begins anew because another process removed a layer it counted on.
 const MAX_ROUNDS: u32 = 3;
 
@@ -183,6 +186,22 @@ impl Puller {
             }
         }
         Err(failed("copy")(broken("its layers are removed while they come")))
+    }
+
+    /// Removes what failed pulls left and nobody took up since: unpacked layers, and blobs.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn forget_left(&self) -> Result<(), Error> {
+        let Inner { store, dir, locks, .. } = &*self.0;
+        for name in folder_names(&dir.path)? {
+            let path = dir.path.join(&name);
+            let old = is_older(&path, MAX_LEFT_AGE);
+            if let Some(_unused) = locks.try_lock(&name).filter(|_| old && path.is_dir()) {
+                std::fs::remove_dir_all(&path).map_err(io_error("remove a layer"))?;
+            }
+        }
+        store.forget_partials(MAX_LEFT_AGE)
     }
 
     fn repositories(

@@ -138,12 +138,11 @@ impl Repository {
 
     /// A manifest or index by tag or digest; by digest, its bytes have that digest.
     pub(crate) async fn manifest(&self, reference: &str) -> Result<Document, RegistryError> {
-        let answer =
-            self.request(&Method::GET, &format!("manifests/{reference}"), &accept()).await?;
-        let media_type = answer.response.headers().get(http::header::CONTENT_TYPE);
+        let path = format!("manifests/{reference}");
+        let (headers, bytes) = self.whole(&path, &accept(), MAX_MANIFEST).await?;
+        let media_type = headers.get(http::header::CONTENT_TYPE);
         let media_type = media_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
         let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
-        let bytes = body(answer.response, MAX_MANIFEST, &format!("manifest {reference}")).await?;
         let digest = crate::blobs::digest_of(&bytes);
         if reference.contains(':') && digest != reference {
             let text = format!("manifest {reference} has other contents: {digest}");
@@ -158,9 +157,8 @@ impl Repository {
         digest: &str,
         limit: usize,
     ) -> Result<Bytes, RegistryError> {
-        let answer =
-            self.request(&Method::GET, &format!("blobs/{digest}"), &HeaderMap::new()).await?;
-        let bytes = body(answer.response, limit, &format!("blob {digest}")).await?;
+        let path = format!("blobs/{digest}");
+        let (_, bytes) = self.whole(&path, &HeaderMap::new(), limit).await?;
         match crate::blobs::digest_of(&bytes) {
             found if found == digest => Ok(bytes),
             found => Err(RegistryError::Broken(format!("{digest} has other contents: {found}"))),
@@ -184,6 +182,27 @@ impl Repository {
         let continues = answer.response.status() == StatusCode::PARTIAL_CONTENT
             && range.starts_with(&format!("bytes {from}-"));
         Ok((answer.response, continues))
+    }
+
+    /// Fetches a document whole, anew if the connection breaks in the middle.
+    async fn whole(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        limit: usize,
+    ) -> Result<(HeaderMap, Bytes), RegistryError> {
+        let mut attempt = 0;
+        loop {
+            let answer = self.request(&Method::GET, path, headers).await?;
+            let headers = answer.response.headers().clone();
+            match body(answer.response, limit, path).await {
+                Err(error) if error.is_passing() && attempt + 1 < ATTEMPTS => {
+                    tokio::time::sleep(pause(attempt)).await;
+                    attempt += 1;
+                }
+                read => return read.map(|bytes| (headers, bytes)),
+            }
+        }
     }
 
     /// Sends a request until it is answered well or there is no more point.

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::archive::{self, Found};
 use crate::blobs::{Hashing, digest_of};
+use crate::pull::MAX_LEFT_AGE;
 use crate::{Error, Limits, io_error, unpack};
 
 /// A local image store below one folder. Calls block; several processes may share it.
@@ -73,9 +74,6 @@ impl Drop for PullDir {
         let _ = fs::remove_dir_all(&self.path);
     }
 }
-
-/// Blobs that nobody asked for again are forgotten after this time.
-const MAX_PARTIAL_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// A folder in `tmp` that goes away with this value.
 struct Work(PathBuf);
@@ -210,7 +208,7 @@ impl Store {
                 fs::remove_dir_all(path).map_err(failed())?;
             }
         }
-        self.forget_partials(MAX_PARTIAL_AGE)?;
+        self.forget_partials(MAX_LEFT_AGE)?;
         let taken = folder_names(&all)?;
         let name = (0_u32..).map(|n| n.to_string()).find(|name| !taken.contains(name));
         let path = all.join(name.expect("there is always a free number"));
@@ -241,13 +239,11 @@ impl Store {
     }
 
     /// Removes blobs on their way that have not grown for so long.
-    fn forget_partials(&self, age: Duration) -> Result<(), Error> {
+    pub(crate) fn forget_partials(&self, age: Duration) -> Result<(), Error> {
         let dir = self.root.join("partial");
         for name in folder_names(&dir)? {
             let path = dir.join(name);
-            let changed = fs::metadata(&path).and_then(|meta| meta.modified());
-            let old = changed.is_ok_and(|at| at.elapsed().is_ok_and(|since| since >= age));
-            if old && take(&path).is_ok() {
+            if is_older(&path, age) && take(&path).is_ok() {
                 fs::remove_file(path).map_err(io_error("remove a partial blob"))?;
             }
         }
@@ -555,6 +551,12 @@ fn layer_size(dir: &Path) -> Option<u64> {
     fs::read_to_string(dir.join("size")).ok()?.trim().parse().ok()
 }
 
+/// Whether a file or folder has not changed for so long.
+pub(crate) fn is_older(path: &Path, age: Duration) -> bool {
+    let changed = fs::metadata(path).and_then(|meta| meta.modified());
+    changed.is_ok_and(|at| at.elapsed().is_ok_and(|since| since >= age))
+}
+
 /// Locks a file or folder that nobody holds.
 fn take(path: &Path) -> io::Result<File> {
     let file = File::open(path)?;
@@ -574,7 +576,7 @@ fn move_in(from: &Path, to: &Path) -> Result<(), Error> {
     fs::rename(from, to).map_err(io_error(format!("make {}", to.display())))
 }
 
-fn folder_names(dir: &Path) -> Result<Vec<String>, Error> {
+pub(crate) fn folder_names(dir: &Path) -> Result<Vec<String>, Error> {
     let read = || -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(dir)? {

@@ -105,6 +105,20 @@ async fn a_broken_connection_is_taken_up_where_it_broke() {
 }
 
 #[tokio::test]
+async fn a_document_that_breaks_off_comes_anew() {
+    let Some(world) = world() else { return };
+    let image = Image::new(&[("one", b"1")]);
+    let count = AtomicUsize::new(0);
+    let fake = Fake::serve(move |request| {
+        let reply = image.reply(request);
+        let first = request.method == "GET" && count.fetch_add(1, Ordering::SeqCst) == 0;
+        if first { reply.cut(10) } else { reply }
+    });
+    world.puller.pull(&fake.name("a:1"), &PullOptions::default()).await.unwrap();
+    assert_eq!(fake.asked("manifests").len(), 3, "HEAD, half of it, all of it");
+}
+
+#[tokio::test]
 async fn what_came_survives_a_restart() {
     let Some(world) = world() else { return };
     let image = big();
@@ -359,13 +373,49 @@ async fn a_pull_that_is_dropped_stops_and_the_next_one_goes_on() {
 }
 
 #[tokio::test]
+async fn what_failed_pulls_left_goes_after_a_day() {
+    let Some(world) = world() else { return };
+    let image = Image::new(&[("good", b"1"), ("bad", b"2")]);
+    let (good, bad) = (image.layers[0].clone(), image.layers[1].clone());
+    let (done, unpacked) = std::sync::mpsc::channel();
+    let gate = std::sync::Mutex::new(unpacked);
+    let part = bad.clone();
+    let fake = Fake::serve(move |request| {
+        if request.path.contains(&part) {
+            // The good one is unpacked first.
+            let _ = gate.lock().unwrap().recv();
+            return Reply::of(404);
+        }
+        image.reply(request)
+    });
+    let watcher = Arc::new(move |news: knarr_images::Progress<'_>| {
+        if news.stage == Stage::Done {
+            done.send(()).unwrap();
+        }
+    });
+    let options = PullOptions { watcher: Some(watcher), ..PullOptions::default() };
+    world.puller.pull(&fake.name("a:1"), &options).await.unwrap_err();
+    let layer = world.dir.path().join("store/pulls/0").join(good.trim_start_matches("sha256:"));
+    world.puller.forget_left().unwrap();
+    assert!(layer.exists() && world.partial(&good).exists(), "the next pull takes them up");
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(25 * 3600);
+    for path in [&layer, &world.partial(&good)] {
+        fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
+    }
+    world.puller.forget_left().unwrap();
+    assert!(!layer.exists() && !world.partial(&good).exists());
+}
+
+#[tokio::test]
 async fn a_mirror_comes_first_and_never_sees_credentials() {
     let Some(world) = world() else { return };
     let image = Image::new(&[("one", b"1")]);
     let (own, tag) = (image.clone(), digest(&image.manifest));
     let mirror = Fake::serve(move |request| match request.path.contains("/blobs/") {
         true => Reply::of(404),
-        false if request.path.contains("/private/") => Reply::of(401),
+        false if request.path.contains("/private/") => {
+            Reply::of(401).with("WWW-Authenticate", "Basic")
+        }
         false => image.reply(request),
     });
     let fake = Fake::serve(move |request| match request.header("authorization") {
@@ -379,12 +429,13 @@ async fn a_mirror_comes_first_and_never_sees_credentials() {
     fs::write(folder.join("hosts.toml"), text).unwrap();
     let pulled = world.puller.pull("registry.example/a:1", &as_user()).await.unwrap();
     assert_eq!(pulled.repo_digests, [format!("registry.example/a@{tag}")]);
+    assert_eq!(mirror.asked("manifests").len(), 2);
+    assert!(fake.asked("manifests").is_empty(), "what the mirror has comes from there");
+    // What the mirror asks a proof for comes from the registry.
+    world.puller.pull("registry.example/private/a:1", &as_user()).await.unwrap();
     let asked = mirror.asked("");
     assert!(asked.iter().all(|(request, _)| request.header("authorization").is_empty()));
     assert!(asked.iter().all(|(request, _)| request.path.ends_with("?ns=registry.example")));
-    assert_eq!(mirror.asked("manifests").len(), 2);
-    assert!(fake.asked("manifests").is_empty(), "what the mirror has comes from there");
-    world.puller.pull("registry.example/private/a:1", &as_user()).await.unwrap();
 }
 
 #[tokio::test]

@@ -37,6 +37,7 @@ pub(crate) async fn collect(node: Arc<Node>) {
 }
 
 fn round(node: &Node, history: &mut History) -> Result<(), String> {
+    node.puller.forget_left().map_err(|error| error.to_string())?;
     let images = images(node).map_err(|error| error.to_string())?;
     history.note(&images, now());
     let here = images.iter().map(|image| image.id.as_str()).collect();
