@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
 use std::collections::BTreeSet;
-use std::net::TcpStream;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -32,12 +33,6 @@ fn slice(addresses: &[String]) -> String {
     )
 }
 
-/// A machine without a default route has no way to any other network, so not to the Service's.
-fn route(verb: &str) {
-    let args = ["route", verb, "10.96.0.0/16", "dev", "lo"];
-    assert!(Command::new("ip").args(args).status().unwrap().success());
-}
-
 /// Waits until the Service answers; the rules follow the API without saying when they have.
 fn until_served() {
     let end = Instant::now() + Duration::from_secs(20);
@@ -51,7 +46,6 @@ fn until_served() {
 #[test]
 fn a_service_without_selector_reaches_its_endpoints() {
     alone(|machine| {
-        route("add");
         let up = machine.up();
         machine.import("nginx");
         machine.apply(&nginx(2));
@@ -62,8 +56,42 @@ fn a_service_without_selector_reaches_its_endpoints() {
         let pages: BTreeSet<String> = (0..40).map(|_| machine.page(ADDRESS)).collect();
         assert!(pages.len() >= 2, "one endpoint only: {pages:?}");
         drop(up);
-        route("del");
         machine.knarr("reset --yes @data @root").success();
         machine.assert_as_before();
     });
+}
+
+#[test]
+fn the_proxy_runs_alone() {
+    alone(|machine| {
+        let address = |verb| {
+            let args = ["address", verb, "192.0.2.9/32", "dev", "lo"];
+            assert!(Command::new("ip").args(args).status().unwrap().success());
+        };
+        address("add");
+        let backend = TcpListener::bind("192.0.2.9:80").unwrap();
+        let server = machine.start("server @data @kubeconfig --bind-address 127.0.0.1");
+        server.line("Ready", |line| line.starts_with("Ready"));
+        let kubeconfig = machine.kubeconfig();
+        let line = format!("kube-proxy --kubeconfig {} @root", kubeconfig.display());
+        let proxy = machine.start(&line);
+        machine.apply(SERVICE);
+        machine.apply(&slice(&["192.0.2.9".to_owned()]));
+        until_served();
+        assert!(get("127.0.0.1:10256", "/healthz").starts_with("HTTP/1.1 200"));
+        let metrics = get("127.0.0.1:10249", "/metrics");
+        assert!(metrics.contains("\nkubeproxy_sync_proxy_rules_service_changes_total "));
+        drop((proxy, server, backend));
+        machine.knarr("reset --yes @data @root").success();
+        address("del");
+        machine.assert_as_before();
+    });
+}
+
+fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
 }
