@@ -216,6 +216,7 @@ golden! {
     pods
     roles
     services
+    streams
     subresources
     watches
     workloads
