@@ -6,6 +6,7 @@ use std::io::Write;
 use std::process::Stdio;
 
 use knarr_e2e::{Machine, Outcome, Running, alone};
+use serde_json::json;
 
 /// A Pod of busybox that runs a script, and more of its container.
 fn pod(name: &str, script: &str, more: &str) -> String {
@@ -342,6 +343,8 @@ fn logs_are_followed_to_the_last_line() {
             "pod/never",
             "jsonpath={.status.containerStatuses[0].state.waiting.reason}=ErrImageNeverPull",
         );
+        let absent = machine.try_kubectl("exec never -- true").failure();
+        assert!(absent.contains("container not found (\"main\")"), "{absent}");
         let refused = machine.try_kubectl("logs never").failure();
         assert!(
             refused.contains(
@@ -373,7 +376,8 @@ fn the_log_of_the_run_before_is_kept() {
 fn ports_are_forwarded_in_parallel_and_refusals_told() {
     alone(|machine| {
         let _up = with_box(machine);
-        let httpd = "echo hello > /tmp/index.html; head -c 3000000 /dev/zero > /tmp/big; httpd -p 8000 -h /tmp";
+        let httpd = "cd /tmp; echo hello > index.html; head -c 3000000 /dev/zero > big; \
+                     httpd -p 8000 -h /tmp";
         exec(machine, "", httpd, b"").success();
         let mut forward = machine.follow("port-forward pod/box 18000:8000 18001:8001");
         forward.line("forwarding", |line| line.contains("Forwarding from 127.0.0.1:18001"));
@@ -410,7 +414,8 @@ fn whoever_may_only_get_opens_no_session() {
     alone(|machine| {
         let _up = with_box(machine);
         machine.kubectl("create serviceaccount reader");
-        machine.kubectl("create role reader --verb=get,list --resource=pods,pods/exec,pods/attach,pods/portforward");
+        let sessions = "pods,pods/exec,pods/attach,pods/portforward";
+        machine.kubectl(&format!("create role reader --verb=get,list --resource={sessions}"));
         machine.kubectl("create rolebinding reader --role=reader --serviceaccount=default:reader");
         let token = machine.kubectl("create token reader");
         let as_reader = |args: &str| {
@@ -418,8 +423,9 @@ fn whoever_may_only_get_opens_no_session() {
             let ca = machine.kubectl(
                 "config view --raw -o jsonpath={.clusters[0].cluster.certificate-authority-data}",
             );
-            let config = serde_json::json!({"apiVersion": "v1", "kind": "Config", "current-context": "r",
-                "clusters": [{"name": "c", "cluster": {"server": server, "certificate-authority-data": ca}}],
+            let cluster = json!({"server": server, "certificate-authority-data": ca});
+            let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "r",
+                "clusters": [{"name": "c", "cluster": cluster}],
                 "users": [{"name": "r", "user": {"token": token.trim()}}],
                 "contexts": [{"name": "r", "context": {"cluster": "c", "user": "r"}}]});
             let path = machine.path("reader.kubeconfig");
@@ -488,5 +494,43 @@ fn the_client_for_python_opens_sessions() {
         let lines: Vec<&str> = said.lines().collect();
         assert!(["['out', 'err']", "['err', 'out']"].contains(&lines[0]), "{said}");
         assert_eq!(lines[1..], ["got one 4", "hello None"], "{said}");
+    });
+}
+
+/// Open descriptors of knarr and of its shims.
+fn descriptors() -> usize {
+    let ours = |pid: &i32| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        name.starts_with("knarr")
+    };
+    let count = |pid: i32| std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+    knarr_e2e::Snapshot::pids().into_iter().filter(ours).map(count).sum()
+}
+
+#[test]
+fn sessions_leave_no_descriptor_behind() {
+    alone(|machine| {
+        let _up = with_box(machine);
+        exec(machine, "-i", "cat", b"warm").success();
+        machine.kubectl("logs box");
+        let before = descriptors();
+        for _ in 0..10 {
+            exec(machine, "-i", "cat; exit 1", b"x");
+            machine.kubectl("logs box");
+            let mut attached = machine.follow("attach box");
+            let mut followed = machine.follow("logs -f box");
+            let mut forward = machine.follow("port-forward box 18000:80");
+            forward.line("forwarding", |line| line.contains("Forwarding"));
+            for gone in [&mut attached, &mut followed, &mut forward] {
+                gone.end(rustix::process::Signal::KILL);
+            }
+        }
+        // Connections kept alive for the next request come and go: fewer than the sessions were.
+        let deadline = std::time::Instant::now() + knarr_e2e::PATIENCE;
+        while descriptors() > before + 5 {
+            let now = std::time::Instant::now();
+            assert!(now < deadline, "{before} descriptors before, {} after", descriptors());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
     });
 }

@@ -104,11 +104,8 @@ pub(crate) fn session(
 /// PodExecOptions and PodAttachOptions as a node reads them.
 fn options(info: &RequestInfo) -> Result<String, Status> {
     let names = [("stdin", "input"), ("stdout", "output"), ("stderr", "error")];
-    let streams: Vec<&str> = names
-        .iter()
-        .filter(|(name, _)| stream_wanted(info, name))
-        .map(|(_, there)| *there)
-        .collect();
+    let wanted = names.iter().filter(|(name, _)| info.query.flag(name));
+    let streams: Vec<&str> = wanted.map(|(_, there)| *there).collect();
     if streams.is_empty() {
         return Err(Status::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
     }
@@ -121,12 +118,6 @@ fn options(info: &RequestInfo) -> Result<String, Status> {
         return Err(Status::bad_request(text));
     }
     Ok(flags.chain(commands).collect::<Vec<_>>().join("&"))
-}
-
-/// Outputs of an attachment are on unless switched off.
-fn stream_wanted(info: &RequestInfo, name: &str) -> bool {
-    let by_default = name != "stdin" && !info.query.has(name);
-    info.query.flag(name) || by_default
 }
 
 /// HTTP to a node, a Pod or a Service.
