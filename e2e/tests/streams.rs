@@ -269,20 +269,22 @@ fn run_with_a_terminal_attaches_and_removes_the_pod() {
 }
 
 #[test]
-fn run_with_input_gives_all_of_the_output() {
+fn a_slow_reader_of_an_attachment_gets_all_of_the_output() {
     alone(|machine| {
         let _up = machine.up();
         machine.import("busybox");
         let run = "run -i --rm -q once --restart=Never --image=docker.io/library/busybox:1 \
                    --image-pull-policy=Never -- sh -c";
         let mut command = machine.kubectl_command(run);
-        command.arg("cat >/dev/null; head -c 5000000 /dev/zero");
+        command.arg("cat >/dev/null; head -c 60000000 /dev/zero");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        // More than all pipes and sockets hold waits for the reader, in the container.
+        std::thread::sleep(std::time::Duration::from_secs(2));
         let output = child.wait_with_output().unwrap();
         assert!(
-            output.stdout.len() == 5_000_000,
+            output.stdout.len() == 60_000_000,
             "{} {}",
             output.stdout.len(),
             String::from_utf8_lossy(&output.stderr)
