@@ -87,9 +87,7 @@ impl<'a> Look<'a> {
     }
 
     fn grace(&self) -> u64 {
-        let asked = self.pod.metadata.deletion_grace_period_seconds;
-        let own = self.spec.termination_grace_period_seconds;
-        asked.or(own).unwrap_or(DEFAULT_GRACE_SECONDS).max(0).unsigned_abs()
+        grace(self.pod)
     }
 
     /// The grace period of a container that failed a probe: the probe may have its own.
@@ -187,6 +185,13 @@ impl<'a> Look<'a> {
 fn is_init(spec: &PodSpec, container: &Container) -> bool {
     let mut inits = spec.init_containers.iter().flatten();
     !is_sidecar(container) && inits.any(|init| init.name == container.name)
+}
+
+/// Seconds that a Pod's containers have to end.
+pub fn grace(pod: &Pod) -> u64 {
+    let asked = pod.metadata.deletion_grace_period_seconds;
+    let own = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+    asked.or(own).unwrap_or(DEFAULT_GRACE_SECONDS).max(0).unsigned_abs()
 }
 
 /// Whether an init container goes on beside the others (KEP-753).
@@ -288,7 +293,8 @@ impl Steps<'_> {
 
     /// Done for good: nothing keeps running, the logs stay until the Pod is deleted.
     fn wind_up(&mut self, look: &Look<'_>) {
-        if look.expired() && look.final_phase().is_none() && look.observed.stopping.is_empty() {
+        let expired = look.expired() && look.final_phase().is_none();
+        if expired && self.backoffs.first_telling("", status::EXPIRED) {
             self.event(false, "DeadlineExceeded", status::EXPIRED.to_owned());
         }
         if self.kill_running(look) || !look.observed.starting.is_empty() {

@@ -31,7 +31,7 @@ use jiff::Timestamp;
 use knarr_oci::cri;
 use serde_json::Value;
 
-pub use decide::decide;
+pub use decide::{decide, grace};
 
 use crate::backoff::Backoffs;
 use crate::probes::{ProbeKind, Probes};
