@@ -131,7 +131,8 @@ impl Target<'_> {
         if !has(headers, "Accept") {
             headers.push(("Accept".to_owned(), "*/*".to_owned()));
         }
-        let empty = |name: &str, value: &str| name.eq_ignore_ascii_case("Accept") && value.is_empty();
+        let empty =
+            |name: &str, value: &str| name.eq_ignore_ascii_case("Accept") && value.is_empty();
         headers.retain(|(name, value)| !empty(name, value));
     }
 
@@ -180,11 +181,7 @@ pub(crate) fn of_probe(
 }
 
 /// What a lifecycle hook does.
-fn of_hook(
-    container: &Container,
-    hook: &LifecycleHandler,
-    address: &str,
-) -> Result<Check, String> {
+fn of_hook(container: &Container, hook: &LifecycleHandler, address: &str) -> Result<Check, String> {
     let target = Target { container, address, purpose: Purpose::Lifecycle };
     if let Some(exec) = &hook.exec {
         return Ok(Check::Exec(exec.command.clone().unwrap_or_default()));

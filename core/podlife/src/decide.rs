@@ -12,8 +12,8 @@ use knarr_typed::{Container, Pod, PodSpec};
 use crate::backoff::{Backoffs, retry_at};
 use crate::probes::{self, ProbeKind, Probes};
 use crate::pulls::{self, Verdict, Wait};
-use crate::status::{self, Waiting};
 use crate::restart::restarts;
+use crate::status::{self, Waiting};
 use crate::{Action, Decision, Memory, Observed, PodEvent};
 
 const DEFAULT_GRACE_SECONDS: i64 = 30;
@@ -166,8 +166,7 @@ impl<'a> Look<'a> {
 
     /// Whether a run's process runs and what belongs to its start is through.
     pub(crate) fn lives(&self, run: &ContainerStatus) -> bool {
-        run.state == ContainerState::Running
-            && !self.observed.starting.contains(&run.metadata.name)
+        run.state == ContainerState::Running && !self.observed.starting.contains(&run.metadata.name)
     }
 
     /// Whether a run is through with starting.

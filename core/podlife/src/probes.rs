@@ -139,7 +139,12 @@ impl Probes {
         [ProbeKind::Startup, ProbeKind::Liveness].into_iter().find(bad)
     }
 
-    fn record(&self, container: &Container, run: &ContainerStatus, kind: ProbeKind) -> Option<&Record> {
+    fn record(
+        &self,
+        container: &Container,
+        run: &ContainerStatus,
+        kind: ProbeKind,
+    ) -> Option<&Record> {
         let record = self.records.get(&(container.name.clone(), kind))?;
         (record.id == run.id && of(container, kind).is_some()).then_some(record)
     }

@@ -13,8 +13,7 @@ use serde_json::Value;
 const MASTER: (&str, &str) = ("default", "kubernetes");
 
 /// Why no container may begin yet; upstream's text.
-pub const UNREAD: &str =
-    "services have not yet been read at least once, cannot construct envvars";
+pub const UNREAD: &str = "services have not yet been read at least once, cannot construct envvars";
 
 type Key = (String, String);
 
@@ -164,7 +163,8 @@ mod tests {
         let mut services = Services::default();
         let https = json!([{"name": "https", "port": 443, "protocol": "TCP"}]);
         services.put(&service("default", "kubernetes", "10.96.0.1", https));
-        let redis = json!([{"port": 6379}, {"name": "sen-tinel", "port": 26379, "protocol": "UDP"}]);
+        let redis =
+            json!([{"port": 6379}, {"name": "sen-tinel", "port": 26379, "protocol": "UDP"}]);
         services.put(&service("d", "redis-master", "10.96.0.9", redis));
         services.put(&service("d", "headless", "None", json!([{"port": 1}])));
         services.put(&service("e", "other", "10.96.0.7", json!([{"port": 1}])));

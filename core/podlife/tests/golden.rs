@@ -99,10 +99,10 @@ impl World {
             ["probe", kind, id, outcome, ..] => self.probe(kind, id, outcome, rest(4)),
             ["starting", name] => {
                 self.observed.starting.insert(name.to_owned());
-            },
+            }
             ["started", name] => {
                 self.observed.starting.remove(name);
-            },
+            }
             ["stopping", id, "by", end] => {
                 self.observed.stopping.insert(id.to_owned(), time(seconds(end)));
             }
@@ -246,8 +246,7 @@ impl World {
 
     fn answer(&mut self) -> String {
         let pod = serde_json::from_value(self.pod.clone()).unwrap();
-        let Some(decision) = decide(&pod, &self.observed, &mut self.memory, time(self.now))
-        else {
+        let Some(decision) = decide(&pod, &self.observed, &mut self.memory, time(self.now)) else {
             return "nothing\n".to_owned();
         };
         let mut out = String::new();

@@ -336,13 +336,7 @@ impl Worker {
     }
 
     /// Ends a container beside this task.
-    fn kill(
-        &mut self,
-        pod: &Pod,
-        observed: &Observed,
-        (id, name): (&str, &str),
-        grace: Duration,
-    ) {
+    fn kill(&mut self, pod: &Pod, observed: &Observed, (id, name): (&str, &str), grace: Duration) {
         let (node, pod, done) = (self.node.clone(), pod.clone(), self.done.0.clone());
         let by = now().saturating_add(SignedDuration::try_from(grace).unwrap_or_default());
         let under_way = self.stopping.insert(id.to_owned(), by.unwrap_or(Timestamp::MAX));
