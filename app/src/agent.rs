@@ -4,9 +4,9 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use knarr_api::ip::Cidr;
 use knarr_client::Client;
 use knarr_dns::DnsConfig;
-use knarr_netplan::Cidr;
 use knarr_node::{ImageGcPolicy, NodeConfig};
 use knarr_pki::{Kubeconfig, Signed};
 use knarr_podlife::naming::ClusterDns;
@@ -18,7 +18,7 @@ use crate::paths::NodePaths;
 use crate::process::{Drain, Fatal};
 use crate::server::{VERSION, own_address};
 use crate::token::JoinToken;
-use crate::{POD_SHIM, dns, lifecycle, proxy};
+use crate::{POD_SHIM, dns, lifecycle};
 
 /// What the kernel must offer: a path that exists when it does, and what to do when it does not.
 const FEATURES: &[(&str, &str)] = &[
@@ -60,7 +60,7 @@ pub(crate) async fn run(flags: AgentFlags, drain: Drain) -> Result<(), Fatal> {
     preflight()?;
     let token = JoinToken::parse(&flags.token)?;
     let ca = knarr_client::fetch_ca(&flags.server, &token.ca_hash).await?;
-    let cidrs = proxy::ranges("cluster-cidr", &flags.cluster_cidr)?;
+    let cidrs = crate::ranges::pods(&flags.cluster_cidr)?;
     let node = prepare(&flags.node, cidrs, &flags.server, &ca, &token).await?;
     println!("Joined {} as {}", flags.server, node.config.name);
     node.run(drain).await
@@ -141,8 +141,7 @@ pub(crate) async fn prepare(
     let client = Client::connect(&kubeconfig)?;
     let addresses = dns::addresses(&flags.dns, &client).await?;
     let servers = addresses.iter().map(ToString::to_string).collect();
-    let ranges = cluster_cidrs.iter().filter_map(|range| range.to_string().parse().ok()).collect();
-    let dns = dns::config(&flags.dns, addresses, ranges, (&paths.instance, &name));
+    let dns = dns::config(&flags.dns, addresses, cluster_cidrs.clone(), (&paths.instance, &name));
     let shim = std::env::current_exe()?;
     let config = NodeConfig {
         name,

@@ -6,7 +6,7 @@ use crate::flags::UpFlags;
 use crate::paths::NodePaths;
 use crate::process::{Drain, Fatal};
 use crate::server::ControlPlane;
-use crate::{agent, lifecycle, proxy};
+use crate::{agent, lifecycle};
 
 /// Runs control plane and node until told to stop.
 pub(crate) async fn run(flags: UpFlags, drain: Drain) -> Result<(), Fatal> {
@@ -17,8 +17,7 @@ pub(crate) async fn run(flags: UpFlags, drain: Drain) -> Result<(), Fatal> {
     plane.start_rings(&drain);
     println!("Starting the node …");
     let ca = plane.authority.certificate().to_owned();
-    let pods: Vec<String> = plane.cluster_cidrs.iter().map(ToString::to_string).collect();
-    let cidrs = proxy::ranges("cluster-cidr", &pods)?;
+    let cidrs = plane.cluster_cidrs.clone();
     let node = agent::prepare(&flags.node, cidrs, &plane.url, &ca, &plane.token).await?;
     let name = node.config.name.clone();
     let mut running = tokio::spawn(node.run(drain.clone()));
