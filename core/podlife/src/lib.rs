@@ -13,9 +13,11 @@ mod decide;
 pub mod env;
 pub mod image_gc;
 pub mod logs;
+pub mod mounts;
 pub mod naming;
 pub mod pulls;
 mod status;
+pub mod tokens;
 pub mod volumes;
 
 use alloc::collections::BTreeMap;

@@ -128,7 +128,7 @@ fn volume(volume: Value) -> String {
     let pod = pod(json!({"containers": [], "volumes": [volume]}), "BestEffort");
     match contents(&pod, &sources(), &itself()) {
         Ok(made) => match &made[0].1 {
-            Content::Files(files) => {
+            Content::Files(files, _) => {
                 let line = |file: &knarr_podlife::volumes::File| {
                     let text = String::from_utf8_lossy(&file.bytes).into_owned();
                     format!("{} {:o} {text}", file.path, file.mode)
@@ -169,7 +169,7 @@ fn what_a_volume_lacks_is_named() {
     let item = |kind: &str, name: &str, of: &str| {
         volume(json!({kind: {name: of, "items": [{"key": "z", "path": "z"}]}}))
     };
-    assert_eq!(item("configMap", "name", "map"), "references non-existent config key: z");
+    assert_eq!(item("configMap", "name", "map"), "configmap references non-existent config key: z");
     assert_eq!(item("secret", "secretName", "secret"), "references non-existent secret key: z");
     assert_eq!(item("configMap", "name", "none"), "configmap \"none\" not found");
     let token = json!({"serviceAccountToken": {"path": "token", "audience": "other"}});
@@ -270,12 +270,12 @@ fn a_container_is_asked_for_as_written() {
 #[test]
 fn a_mount_stays_in_its_volume() {
     for (mount, error) in [
-        (json!({"name": "none"}), "cannot find volume \"none\" to mount"),
+        (json!({"name": "none"}), "cannot find volume \"none\" to mount into container \"c\""),
         (
             json!({"name": "v", "subPath": "../x"}),
-            "subPath \"../x\" of volume \"v\" leaves the volume",
+            "unable to provision SubPath `../x`: must not contain '..'",
         ),
-        (json!({"name": "v", "subPath": "/x"}), "subPath \"/x\" of volume \"v\" leaves the volume"),
+        (json!({"name": "v", "subPath": "/x"}), "error SubPath `/x` must not be an absolute path"),
     ] {
         let mut mount = mount;
         mount["mountPath"] = json!("/data");

@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::access::Access;
+use crate::refresh::Referred;
 use crate::worker::Worker;
 use crate::{PODS, image_gc, report, serve};
 
@@ -122,6 +123,8 @@ pub(crate) struct Node {
     pub(crate) cpus: i64,
     /// Events on their way to the API server, (namespace, event): no Pod waits for them.
     pub(crate) events: mpsc::Sender<(String, Value)>,
+    /// ConfigMaps and Secrets of the Pods here.
+    pub(crate) referred: Arc<Referred>,
     /// Counts what the runtime told, for whoever waits for a container's end.
     pub(crate) exits: watch::Sender<u64>,
 }
@@ -186,6 +189,7 @@ pub async fn run(
     let node = Arc::new(Node {
         events: events_send,
         exits: watch::Sender::new(0),
+        referred: Arc::default(),
         network: Network::open().map_err(machine)?,
         pool: Mutex::new(None),
         runtime: Arc::new(runtime),

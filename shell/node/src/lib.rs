@@ -7,12 +7,14 @@
 
 mod access;
 mod agent;
+mod atomic;
 mod files;
 mod image_gc;
 mod join;
 mod logs;
 mod pulls;
 mod query;
+mod refresh;
 mod report;
 mod serve;
 mod streams;

@@ -14,7 +14,7 @@ use knarr_oci::cri::{ContainerStatus, Image};
 use knarr_oci::reference::Reference;
 use knarr_oci::spec::NetworkNs;
 use knarr_podlife::config::{self, Given};
-use knarr_podlife::env::{self, Itself, Sources};
+use knarr_podlife::env::{self, Itself};
 use knarr_podlife::naming;
 use knarr_podlife::{Action, Backoffs, Decision, Failure, IMAGE_REF, ImageState, Observed, decide};
 use knarr_sandbox::CreateContainer;
@@ -25,6 +25,7 @@ use tracing::{debug, info, warn};
 
 use crate::agent::{Node, UID_LABEL};
 use crate::pulls::{Pulls, may_use};
+use crate::refresh::Volumes;
 use crate::{PODS, files, now, report};
 
 /// A step that failed: the container's waiting reason, and what went wrong.
@@ -45,8 +46,7 @@ pub(crate) struct Worker {
     backoffs: Backoffs,
     failures: BTreeMap<String, Failure>,
     pulls: Pulls,
-    sources: Sources,
-    volumes: BTreeMap<String, String>,
+    volumes: Volumes,
     prepared: bool,
     reported: Value,
 }
@@ -60,8 +60,7 @@ impl Worker {
             backoffs: Backoffs::default(),
             failures: BTreeMap::new(),
             pulls: Pulls::default(),
-            sources: Sources::default(),
-            volumes: BTreeMap::new(),
+            volumes: Volumes::default(),
             prepared: false,
             reported: Value::Null,
         }
@@ -71,11 +70,12 @@ impl Worker {
     pub(crate) async fn run(mut self) {
         loop {
             let pod = self.pod.borrow_and_update().clone();
+            self.refresh(&pod).await;
             let observed = self.observe(&pod).await;
             let Some(decision) = decide(&pod, &observed, &mut self.backoffs, now()) else { return };
             self.report(&pod, &decision).await;
             if decision.actions.is_empty() {
-                self.wait(&decision).await;
+                self.wait(&pod, &decision).await;
                 continue;
             }
             if self.act(&pod, &observed, &decision).await {
@@ -84,9 +84,25 @@ impl Worker {
         }
     }
 
-    async fn wait(&mut self, decision: &Decision) {
+    /// Has the Pod's volumes show what they are made of as it is now.
+    async fn refresh(&mut self, pod: &Pod) {
+        if pod.metadata.deletion_timestamp.is_some() || over(pod) {
+            self.volumes.rest();
+        } else if self.prepared && self.volumes.stale(pod) {
+            let itself = self.itself(Vec::new());
+            self.volumes.refresh(&self.node, pod, &itself).await;
+            self.failures.retain(|_, failure| failure.reason != "CreateContainerConfigError");
+        } else if self.volumes.stale(pod) {
+            // What was missing may be there now.
+            self.failures.retain(|_, failure| failure.reason != "FailedMount");
+        }
+    }
+
+    async fn wait(&mut self, pod: &Pod, decision: &Decision) {
+        let renewal = self.volumes.wake(pod).filter(|_| self.prepared);
+        let wake = decision.wake.into_iter().chain(renewal).min();
         let asleep = async {
-            match decision.wake {
+            match wake {
                 Some(at) => {
                     let wait = Duration::try_from(at.duration_since(now())).unwrap_or_default();
                     tokio::time::sleep(wait).await;
@@ -96,6 +112,7 @@ impl Worker {
         };
         tokio::select! {
             () = self.news.notified() => {}
+            () = self.volumes.changed() => {}
             () = asleep => {}
         }
     }
@@ -266,14 +283,9 @@ impl Worker {
     }
 
     async fn prepare(&mut self, pod: &Pod) -> Result<(), StepError> {
-        let failed = step("FailedMount");
-        self.sources = report::sources(&self.node, pod).await;
         let itself = self.itself(Vec::new());
-        let contents = knarr_podlife::volumes::contents(pod, &self.sources, &itself);
-        let contents = contents.map_err(|error| failed(&error))?;
-        let paths = self.node.paths(pod);
-        let made = self.node.blocking(move |_| files::prepare_pod(&paths, &contents)).await;
-        self.volumes = made.map_err(|error| failed(&error))?;
+        let made = self.volumes.prepare(&self.node, pod, &itself).await;
+        made.map_err(|error| step("FailedMount")(&error))?;
         self.prepared = true;
         Ok(())
     }
@@ -364,6 +376,8 @@ impl Worker {
         let user = found.ok().flatten().map(|image| (image.uid, image.username));
         let user = user.unwrap_or_default();
         let mut wanted = self.container_config(pod, container, *attempt, observed, user)?;
+        let parts = files::prepare_sub_paths(container, &wanted.mounts);
+        parts.map_err(|error| step("CreateContainerConfigError")(&error))?;
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         wanted.labels.insert(UID_LABEL.to_owned(), uid);
         if let Some(ImageState::Present(known_as)) = observed.images.get(&image) {
@@ -408,10 +422,10 @@ impl Worker {
     ) -> Result<knarr_oci::cri::ContainerConfig, StepError> {
         let failed = step("CreateContainerConfigError");
         let itself = self.itself(observed.addresses.clone());
-        let envs = env::environment(pod, container, &self.sources, &itself);
+        let envs = env::environment(pod, container, self.volumes.sources(), &itself);
         let given = Given {
             envs: envs.map_err(|error| failed(&error))?,
-            volumes: self.volumes.clone(),
+            volumes: self.volumes.paths(),
             files: files::shared(&self.node.paths(pod)),
             node_memory: self.node.memory,
             image_user,
@@ -432,6 +446,12 @@ impl Worker {
 pub(crate) fn key(pod: &Pod) -> ObjectKey {
     let word = |text: &Option<String>| text.clone().unwrap_or_default();
     ObjectKey::new(word(&pod.metadata.namespace), word(&pod.metadata.name))
+}
+
+/// Whether a Pod has told its last phase.
+fn over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
