@@ -8,6 +8,7 @@
 mod access;
 mod agent;
 mod checks;
+mod atomic;
 mod files;
 mod image_gc;
 mod insecure;
@@ -17,6 +18,7 @@ mod links;
 mod logs;
 mod pulls;
 mod query;
+mod refresh;
 mod report;
 mod serve;
 mod streams;
