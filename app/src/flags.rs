@@ -151,6 +151,15 @@ pub(crate) struct NodeFlags {
 /// Control plane and node.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct UpFlags {
+    /// How many nodes: all but the first are processes of their own in network namespaces of their
+    /// own, with their things below ROOT/var/lib/knarr/nodes/NAME.
+    #[arg(long, default_value_t = 1, value_name = "COUNT")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub(crate) nodes: u16,
+    /// Where the nodes of this machine get their addresses from, one range per family [default:
+    /// with several nodes the first of 10.44.X.0/24 and fd44:0:0:X::/64 that is free].
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) node_cidr: Vec<Cidr>,
     #[command(flatten)]
     pub(crate) server: ServerFlags,
     #[command(flatten)]
@@ -166,9 +175,12 @@ pub(crate) struct AgentFlags {
     /// The join token: the content of DATA_DIR/token of the server.
     #[arg(long, value_name = "TOKEN", env = "KNARR_TOKEN", hide_env_values = true)]
     pub(crate) token: String,
-    /// Where Pods get their addresses from, as the server was told.
-    #[arg(long, default_value = "10.42.0.0/16", value_name = "CIDR", value_delimiter = ',')]
-    pub(crate) cluster_cidr: Vec<String>,
+    /// Where Pods get their addresses from [default: what the cluster says].
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) cluster_cidr: Vec<Cidr>,
+    /// End when the standard input does.
+    #[arg(long, hide = true)]
+    pub(crate) end_with_stdin: bool,
     #[command(flatten)]
     pub(crate) node: NodeFlags,
 }

@@ -6,11 +6,13 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod agent;
+mod cluster;
 mod dns;
 mod flags;
 mod health;
 mod images;
 mod lifecycle;
+mod nodes;
 mod paths;
 mod process;
 mod proxy;

@@ -18,6 +18,7 @@ mod health;
 mod model;
 pub mod nft;
 mod nodes;
+mod routes;
 mod rules;
 pub mod sets;
 
@@ -29,4 +30,5 @@ pub use model::{
     Services, Slice, Target,
 };
 pub use nodes::NodeTable;
+pub use routes::{NoRoute, PodRoute, RoutePlan, Unrouted};
 pub use rules::{Config, Delta, Nodes, Rules};
