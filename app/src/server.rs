@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tracing::info;
 
 use crate::cluster::Facts;
-use crate::flags::ServerFlags;
+use crate::flags::{ControllerFlags, ServerFlags};
 use crate::process::{Drain, Fatal};
 use crate::ranges::Ranges;
 use crate::token::JoinToken;
@@ -103,9 +103,9 @@ impl ControlPlane {
 
     /// Starts controllers and scheduler in this process. The lease's holder is this data
     /// directory, so that the next start need not wait for the last one's lease to end.
-    pub(crate) fn start_rings(&mut self, drain: &Drain) {
+    pub(crate) fn start_rings(&mut self, flags: &ControllerFlags, drain: &Drain) {
         let holder = format!("knarr_{:016x}", self.server.store().identity().cluster);
-        let config = rings::config(&self.authority, &self.cluster_cidrs);
+        let config = rings::config(&self.authority, &self.cluster_cidrs, flags);
         let (server, authority) = (self.server.clone(), self.authority.clone());
         let client = Client::in_process(server.clone(), rings::user(rings::MANAGER));
         let lease = Lease { name: "kube-controller-manager", holder: holder.clone() };
@@ -128,7 +128,7 @@ impl ControlPlane {
 /// Runs a control plane until it is told to go down.
 pub(crate) async fn run(flags: ServerFlags, drain: Drain) -> Result<(), Fatal> {
     let mut plane = ControlPlane::start(&flags, &Beside::default(), drain.clone()).await?;
-    plane.start_rings(&drain);
+    plane.start_rings(&flags.controllers, &drain);
     ready(&plane);
     plane.finish().await;
     Ok(())

@@ -26,7 +26,7 @@ pub(crate) async fn run(mut flags: UpFlags, drain: Drain) -> Result<(), Fatal> {
         flags.node.node_ip.get_or_insert(beside.addresses[0]);
     }
     let mut plane = ControlPlane::start(&flags.server, &beside, drain.clone()).await?;
-    plane.start_rings(&drain);
+    plane.start_rings(&flags.server.controllers, &drain);
     println!("Starting {} …", if flags.nodes == 1 { "the node" } else { "the nodes" });
     let ca = plane.authority.certificate().to_owned();
     let node = agent::prepare(&flags.node, &[], &plane.url, &ca, &plane.token).await?;

@@ -73,3 +73,32 @@ fn two_nodes_come_up_and_go_without_a_trace() {
         machine.assert_as_before();
     });
 }
+
+#[test]
+fn the_network_keeps_its_nine_principles_and_a_lost_route_is_found() {
+    alone(|machine| {
+        let up = two_nodes(machine, "");
+        import(machine, "busybox");
+        // The nodes say which images they have as soon as they have them; the check asks them.
+        let check = "check network --kubeconfig @admin.kubeconfig --image busybox:1";
+        let told = machine.knarr(check).success();
+        let kept = told.lines().filter(|line| line.starts_with("ok ")).count();
+        assert_eq!((kept, told.lines().count()), (9, 9), "{told}");
+        assert_eq!(machine.kubectl("get namespaces -o name").matches("knarr-check").count(), 0);
+
+        let route = ip("route show proto 107");
+        ip(&format!("route del {}", route.split(" proto").next().unwrap().trim()));
+        let mut failing = machine.command(check);
+        let outcome = knarr_e2e::Outcome::of(&mut failing);
+        assert!(!outcome.status.success(), "{outcome}");
+        assert!(
+            outcome.out.contains("FAILED containers reach containers without NAT"),
+            "{outcome}"
+        );
+        assert!(outcome.out.contains("ok     every Pod has an IP of its own"), "{outcome}");
+        assert_eq!(machine.kubectl("get namespaces -o name").matches("knarr-check").count(), 0);
+        drop(up);
+        machine.knarr("reset --yes @data @root").success();
+        machine.assert_as_before();
+    });
+}
