@@ -63,7 +63,6 @@ pub(crate) async fn run(flags: AgentFlags, drain: Drain) -> Result<(), Fatal> {
     let drain = if flags.end_with_stdin { or_end_of_stdin(drain) } else { drain };
     let token = JoinToken::parse(&flags.token)?;
     let ca = knarr_client::fetch_ca(&flags.server, &token.ca_hash).await?;
-    let cidrs = crate::ranges::pods(&flags.cluster_cidr)?;
     let cidrs = &flags.cluster_cidr;
     let node = prepare(&flags.node, cidrs, &flags.server, &ca, &token).await?;
     println!("Joined {} as {}", flags.server, node.config.name);
@@ -89,7 +88,7 @@ impl ReadyNode {
         let proxy = ProxyConfig {
             node_name: self.config.name.clone(),
             instance: self.config.instance.clone(),
-            cluster_cidrs: plain(&self.cluster_cidrs),
+            cluster_cidrs: self.cluster_cidrs,
             node_port_addresses: Vec::new(),
             healthz: None,
             metrics: None,
@@ -108,11 +107,6 @@ impl ReadyNode {
         tokio::try_join!(async { node.await.map_err(Fatal::from) }, proxy, dns, routes)?;
         Ok(())
     }
-}
-
-/// Ranges as packet rules have them.
-fn plain(ranges: &[Cidr]) -> Vec<knarr_netplan::Cidr> {
-    ranges.iter().filter_map(|range| range.to_string().parse().ok()).collect()
 }
 
 /// The machine's name.
@@ -156,7 +150,6 @@ pub(crate) async fn prepare(
     let client = Client::connect(&kubeconfig)?;
     let addresses = dns::addresses(&flags.dns, &client).await?;
     let servers = addresses.iter().map(ToString::to_string).collect();
-    let dns = dns::config(&flags.dns, addresses, cluster_cidrs.clone(), (&paths.instance, &name));
     let mut facts = Facts::learn(&client).await?;
     if !cluster_cidrs.is_empty() {
         facts.cluster_cidrs = cluster_cidrs.to_vec();

@@ -10,8 +10,8 @@ use knarr_reconcile::Change;
 use serde::Deserialize;
 
 use crate::choose::Place;
-use crate::model::Cidr;
 use crate::rules::Nodes;
+use knarr_api::ip::Cidr;
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 

@@ -9,8 +9,8 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::net::IpAddr;
 
-use crate::model::Cidr;
 use crate::nodes::NodeTable;
+use knarr_api::ip::Cidr;
 
 /// A range of Pod addresses, and the neighbour that has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,8 +102,8 @@ impl NodeTable {
 
 /// The first of a node's addresses that is a neighbour, of the Pods' family.
 fn gateway(internal: &[IpAddr], pods: Cidr, links: &[Cidr]) -> Result<IpAddr, NoRoute> {
-    let mut same = internal.iter().filter(|address| address.is_ipv4() == pods.base.is_ipv4());
-    let near = |address: &&IpAddr| links.iter().any(|link| link.contains(address));
+    let mut same = internal.iter().filter(|address| address.is_ipv4() == pods.network().is_ipv4());
+    let near = |address: &&IpAddr| links.iter().any(|link| link.contains(**address));
     match same.clone().find(near) {
         Some(address) => Ok(*address),
         None => Err(same.next().map_or(NoRoute::NoAddress, |far| NoRoute::NotNeighbour(*far))),

@@ -106,8 +106,8 @@ impl Network {
 }
 
 fn message(route: &PodRoute, metric: u32) -> RouteMessage {
-    let prefix = route.pods.prefix;
-    match (route.pods.base, route.via) {
+    let prefix = route.pods.prefix();
+    match (route.pods.network(), route.via) {
         (IpAddr::V4(base), IpAddr::V4(via)) => RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(base, prefix)
             .gateway(via)
@@ -139,7 +139,7 @@ fn read(message: &RouteMessage) -> Option<PodRoute> {
             _ => {}
         }
     }
-    let pods = Cidr { base: base?, prefix: message.header.destination_prefix_length };
+    let pods = Cidr::new(base?, message.header.destination_prefix_length)?;
     Some(PodRoute { pods, via: via? })
 }
 
