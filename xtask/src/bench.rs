@@ -29,6 +29,7 @@ const BENCHMARKS: &[Benchmark] = &[
     ("pod-latency", "a Pod's creation to Running, one at a time and 30 at once", pod_latency),
     ("container", "create, start, end, delete of a container, beside crun", container),
     ("pull", "a 200 MB image from a registry on the loopback, beside containerd", pull::pull),
+    ("proxy", "packet rules of 1,000 and 10,000 Services and a change, beside nft -f", proxy),
 ];
 
 const RUNS: usize = 10;
@@ -64,7 +65,10 @@ fn names(args: &[String]) -> Vec<&str> {
 /// Runs this program again in new namespaces, in a folder that is removed afterwards.
 fn alone(names: &[&str]) -> Outcome<()> {
     if names.is_empty() || names.contains(&"container") {
-        build_container_bench()?;
+        build_example("knarr-sandbox", "bench")?;
+    }
+    if names.is_empty() || names.contains(&"proxy") {
+        build_example("knarr-proxy", "load")?;
     }
     // Not in /tmp, which may be memory: syncing to the disk is part of what is measured.
     let dir = Path::new("/var/tmp").join(format!("knarr-bench-{}", std::process::id()));
@@ -248,9 +252,9 @@ fn pod_latency(site: &Site) -> Outcome<Vec<Row>> {
     ])
 }
 
-fn build_container_bench() -> Outcome<()> {
+fn build_example(package: &str, name: &str) -> Outcome<()> {
     let mut command = Command::new("cargo");
-    command.args(["build", "--quiet", "--release", "-p", "knarr-sandbox", "--example", "bench"]);
+    command.args(["build", "--quiet", "--release", "-p", package, "--example", name]);
     let status = command.current_dir(root()).status()?;
     status.success().then_some(()).ok_or("cargo build failed".into())
 }
@@ -275,6 +279,28 @@ fn container(site: &Site) -> Outcome<Vec<Row>> {
     let ours = row("container's life, knarr", "knarr")?;
     let crun = row("container's life, crun run", "crun")?;
     Ok(vec![ours.at_most(crun.median), crun])
+}
+
+/// The proxy crate's own example, in the namespaces that all benchmarks are in.
+fn proxy(_: &Site) -> Outcome<Vec<Row>> {
+    let mut load = Command::new(root().join("target/release/examples/load"));
+    let output = load.arg(RUNS.to_string()).output()?;
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    let rows = [
+        ("rules of 1,000 Services", "load-1000", "ms", None),
+        ("rules of 10,000 Services", "load-10000", "ms", Some(200.0)),
+        ("a change among 1,000", "change-1000", "µs", None),
+        ("a change among 10,000", "change-10000", "µs", Some(2000.0)),
+        ("the same 1,000, nft -f", "nft-1000", "ms", None),
+        ("the same 10,000, nft -f", "nft-10000", "ms", None),
+    ];
+    let row = |(name, word, unit, target)| -> Outcome<Row> {
+        let (median, p90) = percentiles(&text, word).ok_or(format!("no figures: {text}"))?;
+        let factor = if unit == "µs" { 1e3 } else { 1.0 };
+        let (median, p90) = (median * factor, p90 * factor);
+        Ok(Row { name, unit, min: None, median, p90, max: None, target })
+    };
+    rows.into_iter().map(row).collect()
 }
 
 /// Median and p90 in milliseconds from a line like `crun: p50 5.3ms p90 812.5µs p99 1.2s of 200`.

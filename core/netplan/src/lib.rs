@@ -18,15 +18,18 @@ mod health;
 mod model;
 pub mod nft;
 mod nodes;
+mod routes;
 mod rules;
 pub mod sets;
 
 pub use choose::Place;
 pub use conntrack::{Flow, stale};
 pub use health::LocalEndpoints;
+pub use knarr_api::ip::{Cidr, Family};
 pub use model::{
-    Cidr, Endpoint, EndpointPort, Family, Key, Policy, Protocol, Service, ServicePort, ServiceType,
-    Services, Slice, Target,
+    Endpoint, EndpointPort, Key, Policy, Protocol, Service, ServicePort, ServiceType, Services,
+    Slice, Target,
 };
 pub use nodes::NodeTable;
+pub use routes::{NoRoute, PodRoute, RoutePlan, Unrouted};
 pub use rules::{Config, Delta, Nodes, Rules};

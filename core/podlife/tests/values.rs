@@ -29,6 +29,7 @@ fn itself() -> Itself {
         addresses: vec!["10.0.0.1".to_owned(), "fd00::1".to_owned()],
         node_addresses: vec!["192.0.2.1".to_owned()],
         allocatable: (4000, 8 << 30),
+        services: Default::default(),
     }
 }
 

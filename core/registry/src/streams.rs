@@ -5,13 +5,13 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use knarr_api::{GroupResource, Kind, ObjectKey, Reason, Status};
+use knarr_api::{Cause, GroupResource, Kind, ObjectKey, Reason, Status};
 use serde_json::Value;
 
 use crate::auth;
 use crate::call::World;
 use crate::object::text;
-use crate::request::{Request, RequestInfo, User};
+use crate::request::{Query, Request, RequestInfo, User};
 use crate::response::{Body, Onward, Passage, Response, Road};
 
 const KUBELET_PORT: &str = "10250";
@@ -31,6 +31,10 @@ pub(crate) fn log(
     info: &RequestInfo,
     query: &str,
 ) -> Result<Response, Status> {
+    let wrong = wrong_log_options(&info.query);
+    if !wrong.is_empty() {
+        return Err(Status::invalid_options("PodLogOptions", &wrong));
+    }
     let pod = pod(world, kind, info)?;
     let container = container_of(&pod, info)?;
     if text(&pod, "/spec/nodeName").is_empty() {
@@ -40,6 +44,37 @@ pub(crate) fn log(
     let ObjectKey { namespace, name } = &info.object;
     let target = format!("/containerLogs/{namespace}/{name}/{container}?{query}");
     Ok(onward(node_of(world, &pod)?, target, Road::Node, Passage::Text))
+}
+
+/// What is wrong with PodLogOptions.
+fn wrong_log_options(query: &Query) -> Vec<Cause> {
+    let numbers = [
+        ("tailLines", 0, "must be greater than or equal to 0"),
+        ("limitBytes", 1, "must be greater than 0"),
+        ("sinceSeconds", 1, "must be greater than 0"),
+    ];
+    let mut wrong: Vec<Cause> = Vec::new();
+    for (name, least, rule) in numbers {
+        let number = query.get(name).parse::<i64>().ok().filter(|number| *number < least);
+        wrong.extend(number.map(|number| Cause::invalid(name, &number.into(), rule)));
+    }
+    if query.has("sinceSeconds") && query.has("sinceTime") {
+        let rule = "at most one of `sinceTime` or `sinceSeconds` may be specified";
+        wrong.push(Cause::forbidden("", rule));
+    }
+    let streams = ["All", "Stderr", "Stdout"];
+    match query.get("stream") {
+        "" | "All" => {}
+        stream if !streams.contains(&stream) => {
+            wrong.push(Cause::not_supported("stream", &stream.into(), &streams));
+        }
+        _ if query.has("tailLines") => {
+            let rule = "`tailLines` and specific `stream` are mutually exclusive for now";
+            wrong.push(Cause::forbidden("", rule));
+        }
+        _ => {}
+    }
+    wrong
 }
 
 /// A session with a container or with a Pod's ports; whoever opens one needs to be allowed to
@@ -69,11 +104,8 @@ pub(crate) fn session(
 /// PodExecOptions and PodAttachOptions as a node reads them.
 fn options(info: &RequestInfo) -> Result<String, Status> {
     let names = [("stdin", "input"), ("stdout", "output"), ("stderr", "error")];
-    let streams: Vec<&str> = names
-        .iter()
-        .filter(|(name, _)| stream_wanted(info, name))
-        .map(|(_, there)| *there)
-        .collect();
+    let wanted = names.iter().filter(|(name, _)| info.query.flag(name));
+    let streams: Vec<&str> = wanted.map(|(_, there)| *there).collect();
     if streams.is_empty() {
         return Err(Status::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
     }
@@ -86,12 +118,6 @@ fn options(info: &RequestInfo) -> Result<String, Status> {
         return Err(Status::bad_request(text));
     }
     Ok(flags.chain(commands).collect::<Vec<_>>().join("&"))
-}
-
-/// Outputs of an attachment are on unless switched off.
-fn stream_wanted(info: &RequestInfo, name: &str) -> bool {
-    let by_default = name != "stdin" && !info.query.has(name);
-    info.query.flag(name) || by_default
 }
 
 /// HTTP to a node, a Pod or a Service.
@@ -123,11 +149,11 @@ pub(crate) fn proxy(
 
 /// Whether a path belongs to a proxy: its body is not the API's to read.
 pub fn is_proxy(path: &str) -> bool {
-    match path.split('/').collect::<Vec<_>>()[..] {
-        ["", "api", _, "nodes", _, "proxy", ..] => true,
-        ["", "api", _, "namespaces", _, "pods" | "services", _, "proxy", ..] => true,
-        _ => false,
-    }
+    matches!(
+        path.split('/').collect::<Vec<_>>()[..],
+        ["", "api", _, "nodes", _, "proxy", ..]
+            | ["", "api", _, "namespaces", _, "pods" | "services", _, "proxy", ..]
+    )
 }
 
 /// What follows `/proxy/` in a path, as it was written.
@@ -183,8 +209,9 @@ fn service_host(
     let unavailable = |why: String| Status::new(Reason::ServiceUnavailable, why);
     let ports = service.pointer("/spec/ports").and_then(Value::as_array);
     let ports: Vec<&Value> = ports.into_iter().flatten().collect();
+    let number = wanted.port.parse::<u64>().ok();
     let meant = |port: &&&Value| {
-        text(port, "/name") == wanted.port || port["port"].to_string() == wanted.port
+        text(port, "/name") == wanted.port || number.is_some() && port["port"].as_u64() == number
     };
     let port = match (&ports[..], wanted.port) {
         ([only], "") => only,

@@ -217,6 +217,7 @@ golden! {
     pods
     roles
     services
+    streams
     subresources
     watches
     workloads

@@ -91,6 +91,9 @@ async fn pass(
     }
     let mut response = response;
     strip(response.headers_mut(), Upgrading::No);
+    if target.passage == Passage::Text {
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
     // A connection that breaks in the middle ends the stream: the code is sent already.
     Ok(response.map(|body| {
         let frames = futures_util::stream::unfold(body, |mut body| async {

@@ -8,9 +8,13 @@
 mod access;
 mod agent;
 mod atomic;
+mod checks;
 mod files;
 mod image_gc;
+mod insecure;
 mod join;
+mod life;
+mod links;
 mod logs;
 mod pulls;
 mod query;

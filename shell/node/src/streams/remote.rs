@@ -71,13 +71,23 @@ pub(crate) async fn serve(node: Arc<Node>, plan: Plan, version: Version, socket:
         }
     };
     let status = serde_json::to_vec(&status).expect("a tree has a JSON form");
-    if tell(&sink, ERROR, &status).await.is_some() {
-        let normal = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-        sink.lock().await.send(Message::Close(Some(normal))).await.ok();
-        // What is on its way may be lost if the connection is closed before the client does it.
-        let closed = async { while let Some(Ok(_)) = source.next().await {} };
-        tokio::time::timeout(CLOSING, closed).await.ok();
+    if tell(&sink, ERROR, &status).await.is_some()
+        && let Ok(socket) = sink.into_inner().reunite(source)
+    {
+        close(socket).await;
     }
+}
+
+/// Ends a WebSocket from this side, and waits until the client has done so too: what is on its way
+/// would be lost if the connection were closed before. A client that looks at its connection only
+/// when something comes on it is woken by the end of this half.
+async fn close(mut socket: Socket) {
+    let normal = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+    socket.send(Message::Close(Some(normal))).await.ok();
+    let connection = socket.get_mut();
+    connection.shutdown().await.ok();
+    let mut rest = tokio::io::sink();
+    tokio::time::timeout(CLOSING, tokio::io::copy(connection, &mut rest)).await.ok();
 }
 
 fn open(node: &Node, plan: &Plan) -> Result<Session, String> {

@@ -30,7 +30,7 @@ where
 {
     let (answer, protocol) = match agree(request.headers(), known) {
         Ok(agreed) => agreed,
-        Err(refusal) => return refusal,
+        Err(why) => return answer(400, why),
     };
     let upgrading = hyper::upgrade::on(request);
     tokio::spawn(async move {
@@ -46,11 +46,11 @@ where
     answer
 }
 
-/// The answer that agrees, and what belongs to the subprotocol; or the answer that refuses.
+/// The answer that agrees, and what belongs to the subprotocol; or why not.
 fn agree<P: Copy>(
     headers: &http::HeaderMap,
     known: &[(&'static str, P)],
-) -> Result<(Answer, P), Answer> {
+) -> Result<(Answer, P), String> {
     let word = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let wanted = word(UPGRADE).unwrap_or_default();
     if !wanted.eq_ignore_ascii_case("websocket") {
@@ -58,7 +58,7 @@ fn agree<P: Copy>(
             "" => "Upgrade request required".to_owned(),
             other => format!("upgrading to {other} is not served: ask for a WebSocket"),
         };
-        return Err(answer(400, text));
+        return Err(text);
     }
     let key = word(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
     let offered = headers.get_all(SEC_WEBSOCKET_PROTOCOL);
@@ -75,7 +75,7 @@ fn agree<P: Copy>(
             offered.join(" "),
             known.join(" ")
         );
-        return Err(answer(400, text));
+        return Err(text);
     };
     let mut answer = answer(101, "");
     let headers = answer.headers_mut();
