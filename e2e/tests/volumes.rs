@@ -113,6 +113,60 @@ fn what_is_missing_is_waited_for() {
 }
 
 #[test]
+fn a_variable_that_is_missing_is_waited_for() {
+    alone(|machine| {
+        let _up = machine.up();
+        machine.import("busybox");
+        let from = "configMapKeyRef: {name: late, key: key}";
+        let env = format!("    env: [{{name: KEY, valueFrom: {{{from}}}}}]\n    command:");
+        machine.apply(&pod("echo $KEY; exec sleep 1000", "", "", "").replace("    command:", &env));
+        let reason = "jsonpath={.status.containerStatuses[0].state.waiting.reason}";
+        machine.wait("pod/p", &format!("{reason}=CreateContainerConfigError"));
+        machine.kubectl("create configmap late --from-literal=key=here");
+        machine.wait("pod/p", "condition=Ready");
+        assert_eq!(machine.kubectl("logs p"), "here\n");
+        gone(machine);
+    });
+}
+
+#[test]
+fn what_one_container_mounts_others_see_if_they_ask_and_nothing_stays() {
+    alone(|machine| {
+        // As systemd has it; the test's own mounts are private.
+        let shared = std::process::Command::new("mount").args(["--make-rshared", "/"]).status();
+        assert!(shared.unwrap().success());
+        let _up = machine.up();
+        machine.import("busybox");
+        let place = machine.path("host");
+        fs::create_dir_all(place.join("inner")).unwrap();
+        fs::write(place.join("inner/file"), "of the node").unwrap();
+        let shown = place.display();
+        let volumes =
+            format!("{{name: host, hostPath: {{path: {shown}}}}}, {{name: v, emptyDir: {{}}}}");
+        let mounts = "{name: v, mountPath: /v, mountPropagation: Bidirectional}, \
+            {name: host, mountPath: /host}";
+        let script = "mkdir /v/a && mount --bind /host/inner /v/a && exec sleep 1000";
+        let first = pod(script, &volumes, mounts, "")
+            .replace("    command:", "    securityContext: {privileged: true}\n    command:");
+        let other = format!(
+            "  - name: other
+    image: busybox:1
+    imagePullPolicy: Never
+    volumeMounts: [{{name: v, mountPath: /v, mountPropagation: HostToContainer}}]
+    command: [sh, -c, {:?}]
+",
+            told("cat /v/a/file")
+        );
+        run(machine, &[first, other].concat());
+        let log = machine.follow("logs -f p -c other");
+        log.line("what the first one mounted", |line| line == "of the node");
+        gone(machine);
+        let kept = fs::read_to_string(place.join("inner/file")).unwrap();
+        assert_eq!(kept, "of the node", "what a Pod mounted is not its own");
+    });
+}
+
+#[test]
 fn a_pod_reads_of_itself_and_sees_its_labels_change() {
     alone(|machine| {
         let _up = machine.up();

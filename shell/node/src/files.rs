@@ -265,13 +265,14 @@ mod tests {
         fs::write(&file, "").expect("written");
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("changed");
         fs::create_dir(dir.path().join("folder")).expect("made");
-        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("link")).expect("linked");
-        let before = fs::metadata("/etc/passwd").expect("there");
+        let other = tempfile::NamedTempFile::new().expect("a file");
+        std::os::unix::fs::symlink(other.path(), dir.path().join("link")).expect("linked");
+        let before = fs::metadata(other.path()).expect("there");
         let own = fs::metadata(dir.path()).expect("there").gid();
         give_to(dir.path(), own, 0o440).expect("given");
         let mode = |name: &str| fs::metadata(dir.path().join(name)).expect("there").mode() & 0o7777;
         assert_eq!((mode("file"), mode("folder")), (0o640, 0o2755));
-        let after = fs::metadata("/etc/passwd").expect("there");
+        let after = fs::metadata(other.path()).expect("there");
         assert_eq!((before.mode(), before.gid()), (after.mode(), after.gid()));
     }
 }

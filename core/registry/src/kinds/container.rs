@@ -21,7 +21,7 @@ pub(super) fn common(part: &Part<'_>, volumes: &BTreeSet<&str>, out: &mut Vec<Ca
     ports(&part.get("ports"), out);
     part.get("env").items().for_each(|variable| env(&variable, out));
     env_from(&part.get("envFrom"), out);
-    mounts(&part.get("volumeMounts"), volumes, out);
+    mounts(part, volumes, out);
     part.get("imagePullPolicy").one_of(&["Always", "IfNotPresent", "Never"], out);
     resources(&part.get("resources"), out);
     security(&part.get("securityContext"), out);
@@ -96,7 +96,7 @@ fn env(variable: &Part<'_>, out: &mut Vec<Cause>) {
     let names = ["fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef", "fileKeyRef"];
     let sources: Vec<Part<'_>> =
         names.map(|n| from.get(n)).into_iter().filter(Part::is_set).collect();
-    field_ref(&from.get("fieldRef"), out);
+    field_ref(&from.get("fieldRef"), &FIELDS, out);
     for name in ["configMapKeyRef", "secretKeyRef"] {
         key_ref(&from.get(name), out);
     }
@@ -126,7 +126,11 @@ const FIELDS: [&str; 9] = [
     "status.podIPs",
 ];
 
-fn field_ref(part: &Part<'_>, out: &mut Vec<Cause>) {
+/// What is known of a Pod beside those, but is no variable.
+const KNOWN: [&str; 4] = ["metadata.labels", "metadata.annotations", "spec.host", "status.phase"];
+
+/// A field of the Pod, one of `allowed`, or a label or annotation of it.
+pub(super) fn field_ref(part: &Part<'_>, allowed: &[&str], out: &mut Vec<Cause>) {
     let path = part.get("fieldPath");
     if !part.is_set() || !part.get("apiVersion").must_be(out) || !path.must_be(out) {
         return;
@@ -137,9 +141,9 @@ fn field_ref(part: &Part<'_>, out: &mut Vec<Cause>) {
         (Some(("metadata.annotations", key)), _) => {
             names::qualified_name(&key.to_ascii_lowercase())
         }
-        (_, known) if FIELDS.contains(&known) => Ok(()),
-        (_, "metadata.labels" | "metadata.annotations" | "spec.host" | "status.phase") => {
-            return path.not_supported(&FIELDS, out);
+        (_, known) if allowed.contains(&known) => Ok(()),
+        (_, known) if FIELDS.contains(&known) || KNOWN.contains(&known) => {
+            return path.not_supported(allowed, out);
         }
         (_, unknown) => {
             let why = format!("error converting fieldPath: field label not supported: {unknown}");
@@ -176,7 +180,8 @@ fn env_from(list: &Part<'_>, out: &mut Vec<Cause>) {
     }
 }
 
-fn mounts(list: &Part<'_>, volumes: &BTreeSet<&str>, out: &mut Vec<Cause>) {
+fn mounts(container: &Part<'_>, volumes: &BTreeSet<&str>, out: &mut Vec<Cause>) {
+    let list = container.get("volumeMounts");
     let mut taken = BTreeSet::new();
     for mount in list.items() {
         let [name, path, sub, expr] =
@@ -203,6 +208,39 @@ fn mounts(list: &Part<'_>, volumes: &BTreeSet<&str>, out: &mut Vec<Cause>) {
             expr.invalid("subPathExpr and subPath are mutually exclusive", out);
         }
         of_list(&expr, out);
+        propagation(container, &mount, out);
+        recursive_read_only(&mount, out);
+    }
+}
+
+fn propagation(container: &Part<'_>, mount: &Part<'_>, out: &mut Vec<Cause>) {
+    let part = mount.get("mountPropagation");
+    if !part.is_set() {
+        return;
+    }
+    part.one_of(&["Bidirectional", "HostToContainer", "None"], out);
+    let privileged = container.get("securityContext").get("privileged").value == true;
+    if part.text() == "Bidirectional" && !privileged {
+        let why = "Bidirectional mount propagation is available only to privileged containers";
+        part.forbidden(why, out);
+    }
+}
+
+fn recursive_read_only(mount: &Part<'_>, out: &mut Vec<Cause>) {
+    let part = mount.get("recursiveReadOnly");
+    if !part.is_set() {
+        return;
+    }
+    part.one_of(&["Disabled", "Enabled", "IfPossible"], out);
+    if !["Enabled", "IfPossible"].contains(&part.text()) {
+        return;
+    }
+    if mount.get("readOnly").value != true {
+        part.forbidden("may only be specified when readOnly is true", out);
+    }
+    if !["", "None"].contains(&mount.get("mountPropagation").text()) {
+        let why = "may only be specified when mountPropagation is None or not specified";
+        part.forbidden(why, out);
     }
 }
 

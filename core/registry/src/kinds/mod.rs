@@ -22,6 +22,7 @@ mod part;
 mod pod;
 mod pod_spec;
 mod service;
+mod volume;
 mod words;
 mod workload;
 

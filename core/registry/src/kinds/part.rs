@@ -30,6 +30,11 @@ impl<'v> Part<'v> {
         Part { value, path: format!("{}{dot}{name}", self.path) }
     }
 
+    /// The same value, as standing at another place: where upstream says that it does.
+    pub(super) fn shown_at(&self, path: String) -> Part<'v> {
+        Part { value: self.value, path }
+    }
+
     /// An entry of a map, its key in brackets.
     pub(super) fn key(&self, key: &str) -> Part<'v> {
         let value = self.value.get(key).unwrap_or(&NOTHING);

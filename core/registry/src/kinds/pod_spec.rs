@@ -7,14 +7,14 @@ use knarr_api::{Cause, names};
 
 use super::container;
 use super::part::Part;
-use super::words;
+use super::volume;
 
 /// What a taint may do.
 pub(super) const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
 
 /// Everything that is wrong with a spec.
 pub(super) fn validate(spec: &Part<'_>, out: &mut Vec<Cause>) {
-    let volumes = volumes(&spec.get("volumes"), out);
+    let volumes = volume::all(&spec.get("volumes"), out);
     containers(spec, &volumes, out);
     host_network(spec, out);
     spec.get("restartPolicy").one_of(&["Always", "OnFailure", "Never"], out);
@@ -39,87 +39,6 @@ fn words_of(spec: &Part<'_>, out: &mut Vec<Cause>) {
     }
     spec.get("hostname").if_set_follows(names::dns1123_label, out);
     spec.get("subdomain").if_set_follows(names::dns1123_label, out);
-}
-
-/// The sources a volume may have, in the order in which the first one counts.
-const SOURCES: &str = "emptyDir hostPath gitRepo gcePersistentDisk awsElasticBlockStore secret nfs \
-iscsi glusterfs persistentVolumeClaim rbd cinder cephfs flocker downwardAPI fc flexVolume \
-configMap azureFile vsphereVolume quobyte photonPersistentDisk portworxVolume scaleIO azureDisk \
-storageos projected csi ephemeral image";
-
-/// The names of the volumes that nothing is wrong with.
-fn volumes<'v>(list: &Part<'v>, out: &mut Vec<Cause>) -> BTreeSet<&'v str> {
-    let mut right = BTreeSet::new();
-    for volume in list.items() {
-        let before = out.len();
-        source(&volume, out);
-        let name = volume.get("name");
-        name.must_follow(names::dns1123_label, out);
-        if right.contains(name.text()) {
-            name.duplicate(name.value, out);
-        }
-        if out.len() == before {
-            right.insert(name.text());
-        }
-    }
-    right
-}
-
-fn source(volume: &Part<'_>, out: &mut Vec<Cause>) {
-    let sources = SOURCES.split(' ').map(|name| (name, volume.get(name)));
-    let mut set = sources.filter(|(_, part)| part.is_set());
-    match set.next() {
-        None => volume.required("must specify a volume type", out),
-        Some(("hostPath", part)) => host_path(&part, out),
-        Some(("secret", part)) => files(&part, "secretName", out),
-        Some(("configMap", part)) => files(&part, "name", out),
-        Some(("persistentVolumeClaim", part)) => drop(part.get("claimName").must_be(out)),
-        Some(("nfs", part)) => {
-            part.get("server").must_be(out);
-            part.get("path").must_be(out);
-            if !part.get("path").text().starts_with('/') {
-                part.get("path").invalid("must be an absolute path", out);
-            }
-        }
-        Some(_) => {}
-    }
-    set.for_each(|(_, part)| part.forbidden("may not specify more than 1 volume type", out));
-}
-
-fn host_path(part: &Part<'_>, out: &mut Vec<Cause>) {
-    if !part.get("path").must_be(out) {
-        return;
-    }
-    words::no_backsteps(&part.get("path"), out);
-    let kinds = [
-        "",
-        "BlockDevice",
-        "CharDevice",
-        "Directory",
-        "DirectoryOrCreate",
-        "File",
-        "FileOrCreate",
-        "Socket",
-    ];
-    if !kinds.contains(&part.get("type").text()) {
-        part.get("type").not_supported(&kinds, out);
-    }
-}
-
-/// Keys of a ConfigMap or Secret as files.
-fn files(part: &Part<'_>, name: &str, out: &mut Vec<Cause>) {
-    part.get(name).must_be(out);
-    words::file_mode(&part.get("defaultMode"), out);
-    for item in part.get("items").items() {
-        let path = item.get("path");
-        item.get("key").must_be(out);
-        path.must_be(out);
-        words::local_path(&path, out);
-        if path.text().starts_with("..") && !path.text().starts_with("../") {
-            path.invalid("must not start with '..'", out);
-        }
-        words::file_mode(&item.get("mode"), out);
-    }
 }
 
 fn containers(spec: &Part<'_>, volumes: &BTreeSet<&str>, out: &mut Vec<Cause>) {
