@@ -436,6 +436,10 @@ impl Worker {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         wanted.labels.insert(UID_LABEL.to_owned(), uid);
         let host = config::host_network(pod);
+        if !host {
+            let name = naming::kernel_hostname(pod, &self.node.config.cluster_dns);
+            wanted.hostname = name.map_err(|error| failed(&error))?;
+        }
         let netns = if host { NetworkNs::Node } else { NetworkNs::New };
         let made = self.node.blocking(move |node| node.runtime.run_pod_sandbox(&wanted, netns));
         let id = made.await.map_err(|error| failed(&error))?;
