@@ -11,11 +11,13 @@ use knarr_node::{ImageGcPolicy, NodeConfig};
 use knarr_pki::{Kubeconfig, Signed};
 use knarr_podlife::naming::ClusterDns;
 use knarr_proxy::ProxyConfig;
+use knarr_routes::RoutesConfig;
 use tracing::info;
 
+use crate::cluster::Facts;
 use crate::flags::{AgentFlags, NodeFlags};
 use crate::paths::NodePaths;
-use crate::process::{Drain, Fatal};
+use crate::process::{Drain, Fatal, or_end_of_stdin};
 use crate::server::{VERSION, own_address};
 use crate::token::JoinToken;
 use crate::{POD_SHIM, dns, lifecycle};
@@ -58,9 +60,10 @@ pub(crate) fn preflight() -> Result<(), Fatal> {
 /// Joins a cluster and runs the agent.
 pub(crate) async fn run(flags: AgentFlags, drain: Drain) -> Result<(), Fatal> {
     preflight()?;
+    let drain = if flags.end_with_stdin { or_end_of_stdin(drain) } else { drain };
     let token = JoinToken::parse(&flags.token)?;
     let ca = knarr_client::fetch_ca(&flags.server, &token.ca_hash).await?;
-    let cidrs = crate::ranges::pods(&flags.cluster_cidr)?;
+    let cidrs = &flags.cluster_cidr;
     let node = prepare(&flags.node, cidrs, &flags.server, &ca, &token).await?;
     println!("Joined {} as {}", flags.server, node.config.name);
     node.run(drain).await
@@ -75,8 +78,13 @@ pub(crate) struct ReadyNode {
 }
 
 impl ReadyNode {
-    /// Runs the agent, the Service proxy and DNS, all as the node.
+    /// Runs the agent, the Service proxy, routes and DNS, all as the node.
     pub(crate) async fn run(self, drain: Drain) -> Result<(), Fatal> {
+        let routes = RoutesConfig {
+            node_name: self.config.name.clone(),
+            instance: self.config.instance.clone(),
+        };
+        let routes = knarr_routes::run(routes, self.client.clone(), drain.clone());
         let proxy = ProxyConfig {
             node_name: self.config.name.clone(),
             instance: self.config.instance.clone(),
@@ -95,7 +103,8 @@ impl ReadyNode {
         let node = knarr_node::run(self.config, self.client.clone(), drain.clone());
         let proxy = async { proxy.await.map_err(Fatal::from) };
         let dns = async { dns.await.map_err(Fatal::from) };
-        tokio::try_join!(async { node.await.map_err(Fatal::from) }, proxy, dns)?;
+        let routes = async { routes.await.map_err(Fatal::from) };
+        tokio::try_join!(async { node.await.map_err(Fatal::from) }, proxy, dns, routes)?;
         Ok(())
     }
 }
@@ -113,7 +122,7 @@ fn node_name(flags: &NodeFlags) -> String {
 /// Gets the node's identity (a kept one, or a new one by joining) and what the agent needs.
 pub(crate) async fn prepare(
     flags: &NodeFlags,
-    cluster_cidrs: Vec<Cidr>,
+    cluster_cidrs: &[Cidr],
     server: &str,
     ca: &str,
     token: &JoinToken,
@@ -141,7 +150,12 @@ pub(crate) async fn prepare(
     let client = Client::connect(&kubeconfig)?;
     let addresses = dns::addresses(&flags.dns, &client).await?;
     let servers = addresses.iter().map(ToString::to_string).collect();
-    let dns = dns::config(&flags.dns, addresses, cluster_cidrs.clone(), (&paths.instance, &name));
+    let mut facts = Facts::learn(&client).await?;
+    if !cluster_cidrs.is_empty() {
+        facts.cluster_cidrs = cluster_cidrs.to_vec();
+    }
+    facts.domain = flags.dns.cluster_domain.clone().unwrap_or(facts.domain);
+    let dns = dns::config(&flags.dns, addresses, &facts, (&paths.instance, &name));
     let shim = std::env::current_exe()?;
     let config = NodeConfig {
         name,
@@ -156,7 +170,7 @@ pub(crate) async fn prepare(
             flags.image_gc_low_threshold,
             flags.minimum_image_ttl_seconds,
         ),
-        cluster_dns: ClusterDns { servers, domain: flags.dns.cluster_domain.clone() },
+        cluster_dns: ClusterDns { servers, domain: facts.domain },
         resolv_conf: flags.dns.resolv_conf.clone(),
         address,
         port: flags.node_port,
@@ -165,7 +179,7 @@ pub(crate) async fn prepare(
         serving,
         version: VERSION.to_owned(),
     };
-    Ok(ReadyNode { config, client, cluster_cidrs, dns })
+    Ok(ReadyNode { config, client, cluster_cidrs: facts.cluster_cidrs, dns })
 }
 
 fn identity_file(state: &Path, name: &str) -> PathBuf {

@@ -11,6 +11,7 @@ use knarr_dns::{DnsConfig, StubDomain};
 use knarr_pki::Kubeconfig;
 use tracing::warn;
 
+use crate::cluster::Facts;
 use crate::paths::NodePaths;
 use crate::process::{Drain, Fatal};
 
@@ -23,9 +24,9 @@ pub(crate) struct DnsFlags {
     /// Where the cluster's names are answered [default: the cluster IPs of kube-system/kube-dns].
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     pub(crate) cluster_dns: Vec<IpAddr>,
-    /// The cluster's domain.
-    #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
-    pub(crate) cluster_domain: String,
+    /// The cluster's domain [default: what the cluster says, or cluster.local].
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) cluster_domain: Option<String>,
     /// Where the node's own resolvers are named.
     #[arg(long, default_value = "/etc/resolv.conf", value_name = "FILE")]
     pub(crate) resolv_conf: PathBuf,
@@ -43,13 +44,9 @@ pub(crate) struct DnsRoleFlags {
     /// Whose Pods' search paths are walked for them [default: nobody's].
     #[arg(long, value_name = "NAME")]
     pub(crate) node_name: Option<String>,
-    /// The cluster's own addresses: their reverse names are answered here.
-    #[arg(
-        long,
-        default_value = "10.42.0.0/16,10.43.0.0/16",
-        value_name = "CIDR",
-        value_delimiter = ','
-    )]
+    /// The cluster's own addresses: their reverse names are answered here [default: what the
+    /// cluster says].
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub(crate) ranges: Vec<Cidr>,
     /// The port to answer at.
     #[arg(long, default_value_t = PORT, value_name = "PORT")]
@@ -84,15 +81,15 @@ pub(crate) async fn addresses(flags: &DnsFlags, client: &Client) -> Result<Vec<I
 pub(crate) fn config(
     flags: &DnsFlags,
     addresses: Vec<IpAddr>,
-    ranges: Vec<Cidr>,
+    facts: &Facts,
     (instance, node): (&str, &str),
 ) -> DnsConfig {
     DnsConfig {
         addresses,
         port: PORT,
         link: Some(format!("kn{instance}dns")),
-        domain: flags.cluster_domain.clone(),
-        ranges,
+        domain: facts.domain.clone(),
+        ranges: facts.cluster_cidrs.iter().chain(&facts.service_cidrs).copied().collect(),
         resolv_conf: flags.resolv_conf.clone(),
         stub_domains: flags.stub_domains.clone(),
         node: node.to_owned(),
@@ -105,7 +102,12 @@ pub(crate) async fn run(flags: DnsRoleFlags, drain: Drain) -> Result<(), Fatal> 
     let addresses = addresses(&flags.dns, &client).await?;
     let instance = NodePaths::new(&flags.root_dir).instance;
     let node = flags.node_name.unwrap_or_default();
-    let mut config = config(&flags.dns, addresses, flags.ranges, (&instance, &node));
+    let mut facts = Facts::learn(&client).await?;
+    facts.domain = flags.dns.cluster_domain.clone().unwrap_or(facts.domain);
+    if !flags.ranges.is_empty() {
+        facts = Facts { cluster_cidrs: flags.ranges, service_cidrs: Vec::new(), ..facts };
+    }
+    let mut config = config(&flags.dns, addresses, &facts, (&instance, &node));
     config.port = flags.port;
     Ok(knarr_dns::run(config, client, drain).await?)
 }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use knarr_api::ip::Cidr;
@@ -59,6 +60,8 @@ pub(crate) enum Command {
     Down(DownFlags),
     /// Stop everything and remove all that knarr made on this machine.
     Reset(ResetFlags),
+    /// Try whether a cluster keeps what it promises.
+    Check(CheckFlags),
     /// Pull, bring in, list, write out and remove container images.
     Images(ImagesFlags),
 }
@@ -103,6 +106,39 @@ pub(crate) struct ServerFlags {
         long, default_value = "30000-32767", value_name = "FIRST-LAST", value_parser = port_range
     )]
     pub(crate) service_node_port_range: RangeInclusive<u16>,
+    #[command(flatten)]
+    pub(crate) controllers: ControllerFlags,
+}
+
+/// What controllers are told.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ControllerFlags {
+    /// How long a node may be silent before nothing is known of it any more, such as 1m30s.
+    #[arg(long, default_value = "50s", value_name = "DURATION", value_parser = duration)]
+    pub(crate) node_monitor_grace_period: Duration,
+}
+
+/// Reads a duration as Go writes it: numbers with units, `1m30s`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("{text:?} is no duration such as 1m30s");
+    let (mut rest, mut sum) = (text, Duration::ZERO);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+        let number: u32 = rest[..digits].parse().map_err(|_| bad())?;
+        let (unit, after) = ["ms", "s", "m", "h"]
+            .into_iter()
+            .find_map(|unit| Some((unit, rest[digits..].strip_prefix(unit)?)))
+            .ok_or_else(bad)?;
+        let unit = match unit {
+            "ms" => Duration::from_millis(1),
+            "s" => Duration::from_secs(1),
+            "m" => Duration::from_mins(1),
+            _ => Duration::from_hours(1),
+        };
+        sum = unit.checked_mul(number).and_then(|part| sum.checked_add(part)).ok_or_else(bad)?;
+        rest = after;
+    }
+    if sum.is_zero() { Err(bad()) } else { Ok(sum) }
 }
 
 fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
@@ -151,6 +187,15 @@ pub(crate) struct NodeFlags {
 /// Control plane and node.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct UpFlags {
+    /// How many nodes: all but the first are processes of their own in network namespaces of their
+    /// own, with their things below ROOT/var/lib/knarr/nodes/NAME.
+    #[arg(long, default_value_t = 1, value_name = "COUNT")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub(crate) nodes: u16,
+    /// Where the nodes of this machine get their addresses from, one range per family [default:
+    /// with several nodes the first of 10.44.X.0/24 and fd44:0:0:X::/64 that is free].
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) node_cidr: Vec<Cidr>,
     #[command(flatten)]
     pub(crate) server: ServerFlags,
     #[command(flatten)]
@@ -166,9 +211,12 @@ pub(crate) struct AgentFlags {
     /// The join token: the content of DATA_DIR/token of the server.
     #[arg(long, value_name = "TOKEN", env = "KNARR_TOKEN", hide_env_values = true)]
     pub(crate) token: String,
-    /// Where Pods get their addresses from, as the server was told.
-    #[arg(long, default_value = "10.42.0.0/16", value_name = "CIDR", value_delimiter = ',')]
+    /// Where Pods get their addresses from [default: what the cluster says].
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub(crate) cluster_cidr: Vec<Cidr>,
+    /// End when the standard input does.
+    #[arg(long, hide = true)]
+    pub(crate) end_with_stdin: bool,
     #[command(flatten)]
     pub(crate) node: NodeFlags,
 }
@@ -231,6 +279,8 @@ pub(crate) struct ManagerFlags {
     /// Where Pods get their addresses from, one range per family.
     #[arg(long, default_value = "10.42.0.0/16", value_name = "CIDR", value_delimiter = ',')]
     pub(crate) cluster_cidr: Vec<Cidr>,
+    #[command(flatten)]
+    pub(crate) controllers: ControllerFlags,
 }
 
 /// Which instance is meant.
@@ -262,6 +312,37 @@ pub(crate) struct ResetFlags {
     /// Do it without asking.
     #[arg(long, short = 'y')]
     pub(crate) yes: bool,
+}
+
+/// What is to be tried.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CheckFlags {
+    /// What to try.
+    #[command(subcommand)]
+    pub(crate) command: CheckCommand,
+}
+
+/// What can be tried.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum CheckCommand {
+    /// The nine principles of the network model, with Pods on every node. They are in a namespace
+    /// of their own, which is removed afterwards.
+    Network(NetworkFlags),
+}
+
+/// How the network is tried.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NetworkFlags {
+    /// Whom to talk to, and as whom.
+    #[arg(long, value_name = "FILE", default_value = "/var/lib/knarr/admin.kubeconfig")]
+    pub(crate) kubeconfig: PathBuf,
+    /// An image with a shell, `httpd`, `ip` and `wget` [default: a busybox that all nodes have, or
+    /// docker.io/library/busybox:stable].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) image: Option<String>,
+    /// How long Pods may take to start, and to answer.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
 }
 
 /// Images of a node.
@@ -317,4 +398,20 @@ pub(crate) enum ImagesCommand {
         /// Its name or id.
         image: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_go_writes_them() {
+        let read = |text: &str| duration(text).ok().map(|read| read.as_millis());
+        assert_eq!(read("50s"), Some(50_000));
+        assert_eq!(read("1m30s"), Some(90_000));
+        assert_eq!(read("1h2ms"), Some(3_600_002));
+        for bad in ["", "50", "s", "0s", "-1s", "1d", "99999999999s"] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+    }
 }

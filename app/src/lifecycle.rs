@@ -1,5 +1,6 @@
 //! What a person does to a running instance: look, stop, remove.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -38,6 +39,19 @@ fn running(dir: &Path) -> Option<Pid> {
     (name == own && pid != std::process::id().cast_signed()).then(|| Pid::from_raw(pid)).flatten()
 }
 
+/// Ends the process that uses a directory, if there is one.
+pub(crate) fn end_running(dir: &Path) -> io::Result<()> {
+    running(dir).map_or(Ok(()), end)
+}
+
+/// The nodes of this machine, the first (which is in the control plane's process) first.
+fn nodes(flags: &PlaceFlags) -> Vec<(String, NodePaths)> {
+    let first = NodePaths::new(&flags.root_dir);
+    let further = first.further().into_iter().map(|(name, paths)| (format!("node {name}"), paths));
+    let further: Vec<_> = further.collect();
+    [("node".to_owned(), first)].into_iter().chain(further).collect()
+}
+
 /// Waits until a node says that it is ready and takes Pods.
 pub(crate) async fn node_ready(server: &Arc<Server>, name: &str) -> Result<(), Fatal> {
     let user = User::new("system:apiserver", &["system:masters"]);
@@ -66,10 +80,11 @@ fn is_ready(node: &Value) -> bool {
 
 /// Says what runs.
 pub(crate) fn status(flags: &PlaceFlags) -> Result<(), Fatal> {
-    let node = NodePaths::new(&flags.root_dir);
     let mut any = false;
-    for (what, dir) in [("control plane", &flags.data_dir), ("node", &node.state)] {
-        match running(dir) {
+    let plane = ("control plane".to_owned(), flags.data_dir.clone());
+    let nodes = nodes(flags).into_iter().map(|(what, paths)| (what, paths.state));
+    for (what, dir) in [plane].into_iter().chain(nodes) {
+        match running(&dir) {
             Some(pid) => {
                 any = true;
                 println!("{what}: running (process {}) in {}", pid.as_raw_nonzero(), dir.display());
@@ -87,9 +102,10 @@ pub(crate) fn status(flags: &PlaceFlags) -> Result<(), Fatal> {
 
 /// Stops the processes of an instance; whether there were some.
 fn stop(flags: &PlaceFlags) -> Result<bool, Fatal> {
-    let node = NodePaths::new(&flags.root_dir);
-    let mut pids: Vec<Pid> =
-        [&flags.data_dir, &node.state].into_iter().filter_map(|dir| running(dir)).collect();
+    let states = nodes(flags).into_iter().map(|(_, paths)| paths.state);
+    let dirs = [flags.data_dir.clone()].into_iter().chain(states);
+    // Further nodes end with the first.
+    let mut pids: Vec<Pid> = dirs.filter_map(|dir| running(&dir)).collect();
     pids.dedup();
     for pid in &pids {
         end(*pid).map_err(|error| Fatal(format!("process {}: {error}", pid.as_raw_nonzero())))?;
@@ -121,8 +137,9 @@ fn end(pid: Pid) -> io::Result<()> {
 pub(crate) fn down(flags: &DownFlags) -> Result<(), Fatal> {
     let stopped = stop(&flags.place)?;
     if flags.drain {
-        let node = NodePaths::new(&flags.place.root_dir);
-        stop_containers(&node)?;
+        for (_, node) in nodes(&flags.place) {
+            stop_containers(&node)?;
+        }
         println!("Stopped, with all containers.");
     } else if stopped {
         println!("Stopped. Containers keep running; the next start takes them over.");
@@ -153,11 +170,16 @@ pub(crate) async fn reset(flags: ResetFlags) -> Result<(), Fatal> {
         )));
     }
     stop(place)?;
-    stop_containers(&node)?;
-    remove_links(&node).await?;
-    knarr_net::Table::open(&node.instance)?.remove()?;
     let groups = knarr_sandbox::Hierarchies::detect()?;
-    groups.remove(&format!("/knarr-{}", node.instance))?;
+    // What further nodes have in the kernel besides lives in their namespaces and ends with them.
+    for (_, node) in nodes(place) {
+        stop_containers(&node)?;
+        groups.remove(&format!("/knarr-{}", node.instance))?;
+    }
+    let network = Network::open()?;
+    network.set_pod_routes(&node.instance, &BTreeSet::new()).await?;
+    remove_links(&node, &network).await?;
+    knarr_net::Table::open(&node.instance)?.remove()?;
     for dir in [&node.state, &node.pods] {
         knarr_sandbox::unmount_below(dir)?;
     }
@@ -174,8 +196,7 @@ pub(crate) async fn reset(flags: ResetFlags) -> Result<(), Fatal> {
     Ok(())
 }
 
-async fn remove_links(node: &NodePaths) -> Result<(), Fatal> {
-    let network = Network::open()?;
+async fn remove_links(node: &NodePaths, network: &Network) -> Result<(), Fatal> {
     for link in network.links(&format!("kn{}", node.instance)).await? {
         network.detach(&link).await?;
     }

@@ -6,11 +6,14 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod agent;
+mod check;
+mod cluster;
 mod dns;
 mod flags;
 mod health;
 mod images;
 mod lifecycle;
+mod nodes;
 mod paths;
 mod process;
 mod proxy;
@@ -21,7 +24,7 @@ mod server;
 mod token;
 mod up;
 
-use flags::{Cli, Command};
+use flags::{CheckCommand, CheckFlags, Cli, Command};
 use process::run;
 
 /// The subcommand under which the binary starts itself as the shim of a Pod.
@@ -47,6 +50,9 @@ fn main() -> ExitCode {
         Command::Status(flags) => lifecycle::status(&flags),
         Command::Down(flags) => lifecycle::down(&flags),
         Command::Reset(flags) => run(|_| lifecycle::reset(flags)),
+        Command::Check(CheckFlags { command: CheckCommand::Network(flags) }) => {
+            run(|drain| check::run(flags, drain))
+        }
         Command::Images(flags) => images::run(flags),
     };
     match result {

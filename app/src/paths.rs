@@ -1,5 +1,6 @@
 //! Where things lie: below a data directory (control plane) and below a root (node).
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The store's own directory.
@@ -33,6 +34,8 @@ pub(crate) struct NodePaths {
     pub(crate) logs: PathBuf,
     /// How registries are spoken to.
     pub(crate) certs: PathBuf,
+    /// Roots of this machine's further nodes.
+    pub(crate) nodes: PathBuf,
     /// Four letters that tell this node's links and groups from others' on the machine.
     pub(crate) instance: String,
 }
@@ -46,8 +49,19 @@ impl NodePaths {
             pods: root.join("var/lib/kubelet"),
             logs: root.join("var/log/pods"),
             certs: root.join("etc/knarr/certs.d"),
+            nodes: root.join("var/lib/knarr/nodes"),
             instance: instance(&root),
         }
+    }
+
+    /// The further nodes of this machine, by name.
+    pub(crate) fn further(&self) -> BTreeMap<String, Self> {
+        let entries = std::fs::read_dir(&self.nodes).into_iter().flatten().flatten();
+        let roots = entries.map(|entry| entry.path()).filter(|path| path.is_dir());
+        let named = roots.filter_map(|root| {
+            Some((root.file_name()?.to_string_lossy().into_owned(), Self::new(&root)))
+        });
+        named.collect()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io::IsTerminal;
+use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -28,6 +29,22 @@ impl<E: std::error::Error> From<E> for Fatal {
 
 /// Becomes true once, when everybody is to finish.
 pub(crate) type Drain = watch::Receiver<bool>;
+
+/// A drain that also comes when the standard input ends: when who started this process is gone.
+pub(crate) fn or_end_of_stdin(mut drain: Drain) -> Drain {
+    let (send, both) = watch::channel(false);
+    let send = Arc::new(send);
+    let ended = send.clone();
+    std::thread::spawn(move || {
+        std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).ok();
+        ended.send_replace(true);
+    });
+    tokio::spawn(async move {
+        drain.wait_for(|drain| *drain).await.ok();
+        send.send_replace(true);
+    });
+    both
+}
 
 /// Sends logs to standard error.
 pub(crate) fn log_to_stderr(verbosity: u8, format: LogFormat) {

@@ -15,7 +15,7 @@ use knarr_registry::User;
 use serde_json::json;
 use tracing::warn;
 
-use crate::flags::{ComponentFlags, ManagerFlags};
+use crate::flags::{ComponentFlags, ControllerFlags, ManagerFlags};
 use crate::health::{Health, Subject};
 use crate::process::{Drain, Fatal};
 use crate::ranges;
@@ -31,11 +31,16 @@ const ACCOUNTS: Resource = Resource::new("v1", "serviceaccounts");
 const TOKEN_SECONDS: u64 = 365 * 24 * 3600;
 
 /// What the controllers are told.
-pub(crate) fn config(authority: &Authority, cluster_cidrs: &[Cidr]) -> Config {
+pub(crate) fn config(
+    authority: &Authority,
+    cluster_cidrs: &[Cidr],
+    flags: &ControllerFlags,
+) -> Config {
     Config {
         root_ca: authority.certificate().to_owned(),
         cluster_cidrs: cluster_cidrs.iter().map(ToString::to_string).collect(),
         kinds: kinds(),
+        node_monitor_grace_period: Some(flags.node_monitor_grace_period),
     }
 }
 
@@ -158,7 +163,7 @@ async fn manage(flags: ManagerFlags, drain: Drain, gauges: Arc<Gauges>) -> Resul
     let kubeconfig = Kubeconfig::read(&flags.component.kubeconfig)?;
     let client = Client::connect(&kubeconfig)?;
     let authority = Arc::new(Authority::load_or_create(&flags.pki_dir)?);
-    let config = config(&authority, &ranges::pods(&flags.cluster_cidr)?);
+    let config = config(&authority, &ranges::pods(&flags.cluster_cidr)?, &flags.controllers);
     let names: BTreeSet<&str> =
         knarr_controllers::all(&config).iter().map(|row| row.user).collect();
     let mut clients = std::collections::BTreeMap::new();

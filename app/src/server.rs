@@ -9,18 +9,19 @@ use knarr_apiserver::{Server, ServerConfig};
 use knarr_client::Client;
 use knarr_driver::Lease;
 use knarr_pki::{Authority, Identity, Kubeconfig, Signed, Usage};
-use knarr_registry::Config;
+use knarr_registry::{Config, User};
 use knarr_store::{OpenError, RealDisk, Store, StoreConfig, SystemClock};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::info;
 
-use crate::flags::ServerFlags;
+use crate::cluster::Facts;
+use crate::flags::{ControllerFlags, ServerFlags};
 use crate::process::{Drain, Fatal};
 use crate::ranges::Ranges;
 use crate::token::JoinToken;
-use crate::{lifecycle, paths, rings};
+use crate::{cluster, lifecycle, paths, rings};
 
 /// What `/version` calls us.
 pub(crate) const VERSION: &str = concat!("v1.36.2+knarr", env!("CARGO_PKG_VERSION"));
@@ -36,13 +37,23 @@ pub(crate) struct ControlPlane {
     tasks: JoinSet<()>,
 }
 
+/// What a control plane is told by the nodes beside it.
+#[derive(Debug, Default)]
+pub(crate) struct Beside {
+    /// More addresses to listen on.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The domain of cluster names, where it is not the usual one.
+    pub(crate) domain: Option<String>,
+}
+
 impl ControlPlane {
     /// Opens the state and begins to serve.
-    pub(crate) async fn start(flags: &ServerFlags, drain: Drain) -> Result<Self, Fatal> {
-        let address = SocketAddr::new(flags.bind_address, flags.secure_port);
-        let listener =
-            TcpListener::bind(address).await.map_err(|error| port_taken(address, &error))?;
-        let port = listener.local_addr()?.port();
+    pub(crate) async fn start(
+        flags: &ServerFlags,
+        beside: &Beside,
+        drain: Drain,
+    ) -> Result<Self, Fatal> {
+        let (listeners, port) = listen(flags, beside).await?;
         let advertise = flags.advertise_address.unwrap_or_else(|| own_address(flags.bind_address));
         let url = format!("https://{}", SocketAddr::new(advertise, port));
         let ranges = Ranges::check(flags, advertise)?;
@@ -59,15 +70,26 @@ impl ControlPlane {
             node_ports: flags.service_node_port_range.clone(),
         };
         let server = Server::new(store, &authority, ServerConfig { pipeline, node_client })?;
-        let identity = serving_identity(flags, advertise, &ranges);
+        let identity = serving_identity(flags, (advertise, beside), &ranges);
         let mut signed = authority.issue_to(&dir, "apiserver", &identity, Usage::Server)?;
         // The CA goes along, so that a node which joins can recognise it by its hash.
         signed.certificate.push_str(authority.certificate());
         let tls = knarr_pki::server_config(&signed, authority.certificate())?;
         let (_, tls) = watch::channel(tls);
         let mut tasks = JoinSet::new();
-        tasks.spawn(knarr_apiserver::serve(server.clone(), listener, tls, drain));
+        for listener in listeners {
+            let serve =
+                knarr_apiserver::serve(server.clone(), listener, tls.clone(), drain.clone());
+            tasks.spawn(serve);
+        }
         server.bootstrap().await?;
+        let facts = Facts {
+            cluster_cidrs: ranges.pods.clone(),
+            service_cidrs: ranges.services.clone(),
+            domain: beside.domain.clone().unwrap_or(cluster::DOMAIN.to_owned()),
+        };
+        let user = User::new("system:apiserver", &["system:masters"]);
+        facts.publish(&Client::in_process(server.clone(), user)).await?;
         let token =
             JoinToken::load_or_create(&paths::token(&flags.data_dir), authority.certificate())?;
         server.create(&token.secret()).await;
@@ -81,9 +103,9 @@ impl ControlPlane {
 
     /// Starts controllers and scheduler in this process. The lease's holder is this data
     /// directory, so that the next start need not wait for the last one's lease to end.
-    pub(crate) fn start_rings(&mut self, drain: &Drain) {
+    pub(crate) fn start_rings(&mut self, flags: &ControllerFlags, drain: &Drain) {
         let holder = format!("knarr_{:016x}", self.server.store().identity().cluster);
-        let config = rings::config(&self.authority, &self.cluster_cidrs);
+        let config = rings::config(&self.authority, &self.cluster_cidrs, flags);
         let (server, authority) = (self.server.clone(), self.authority.clone());
         let client = Client::in_process(server.clone(), rings::user(rings::MANAGER));
         let lease = Lease { name: "kube-controller-manager", holder: holder.clone() };
@@ -105,8 +127,8 @@ impl ControlPlane {
 
 /// Runs a control plane until it is told to go down.
 pub(crate) async fn run(flags: ServerFlags, drain: Drain) -> Result<(), Fatal> {
-    let mut plane = ControlPlane::start(&flags, drain.clone()).await?;
-    plane.start_rings(&drain);
+    let mut plane = ControlPlane::start(&flags, &Beside::default(), drain.clone()).await?;
+    plane.start_rings(&flags.controllers, &drain);
     ready(&plane);
     plane.finish().await;
     Ok(())
@@ -114,7 +136,7 @@ pub(crate) async fn run(flags: ServerFlags, drain: Drain) -> Result<(), Fatal> {
 
 /// Runs store and API server alone.
 pub(crate) async fn run_alone(flags: ServerFlags, drain: Drain) -> Result<(), Fatal> {
-    let plane = ControlPlane::start(&flags, drain).await?;
+    let plane = ControlPlane::start(&flags, &Beside::default(), drain).await?;
     ready(&plane);
     plane.finish().await;
     Ok(())
@@ -128,6 +150,23 @@ fn client_certificate(authority: &Authority, dir: &Path, user: &str) -> Result<S
     let identity = Identity { name: user.to_owned(), ..Identity::default() };
     let file = user.rsplit(':').next().unwrap_or(user);
     Ok(authority.issue_to(dir, file, &identity, Usage::Client)?)
+}
+
+/// Listens at the address of the flags and, unless that is every address, at those beside.
+async fn listen(flags: &ServerFlags, beside: &Beside) -> Result<(Vec<TcpListener>, u16), Fatal> {
+    let bind = async |ip: IpAddr, port: u16| {
+        let address = SocketAddr::new(ip, port);
+        TcpListener::bind(address).await.map_err(|error| port_taken(address, &error))
+    };
+    let first = bind(flags.bind_address, flags.secure_port).await?;
+    let port = first.local_addr()?.port();
+    let mut listeners = vec![first];
+    if !flags.bind_address.is_unspecified() {
+        for address in beside.addresses.iter().filter(|ip| **ip != flags.bind_address) {
+            listeners.push(bind(*address, port).await?);
+        }
+    }
+    Ok((listeners, port))
 }
 
 fn port_taken(address: SocketAddr, error: &std::io::Error) -> Fatal {
@@ -171,12 +210,17 @@ pub(crate) fn own_address(bound: IpAddr) -> IpAddr {
     route.map_or(IpAddr::from([127, 0, 0, 1]), |address| address.ip())
 }
 
-fn serving_identity(flags: &ServerFlags, advertise: IpAddr, ranges: &Ranges) -> Identity {
+fn serving_identity(
+    flags: &ServerFlags,
+    (advertise, beside): (IpAddr, &Beside),
+    ranges: &Ranges,
+) -> Identity {
     let mut dns: Vec<String> =
         ["kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(str::to_owned).to_vec();
     dns.push("kubernetes.default.svc.cluster.local".to_owned());
     dns.push("localhost".to_owned());
     let mut addresses = vec![IpAddr::from([127, 0, 0, 1]), advertise];
+    addresses.extend(&beside.addresses);
     addresses.extend(ranges.services.iter().filter_map(|range| range.nth(1)));
     for san in &flags.tls_san {
         match san.parse() {

@@ -1,6 +1,7 @@
 //! Join tokens: `K10<hash of the CA>::<id>.<secret>`. The hash lets a node recognise the server,
 //! the rest is a bootstrap token by which the server recognises the node.
 
+use std::fmt;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -16,6 +17,12 @@ pub(crate) struct JoinToken {
     pub(crate) ca_hash: String,
     /// The bootstrap token, `id.secret`.
     pub(crate) bootstrap: String,
+}
+
+impl fmt::Display for JoinToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{PREFIX}{}::{}", self.ca_hash, self.bootstrap)
+    }
 }
 
 impl JoinToken {
@@ -36,8 +43,7 @@ impl JoinToken {
             ca_hash: knarr_pki::ca_hash(ca)?,
             bootstrap: format!("{}.{}", random_word(6)?, random_word(16)?),
         };
-        let text = format!("{PREFIX}{}::{}\n", token.ca_hash, token.bootstrap);
-        knarr_pki::write_private(path, text.as_bytes())?;
+        knarr_pki::write_private(path, format!("{token}\n").as_bytes())?;
         Ok(token)
     }
 

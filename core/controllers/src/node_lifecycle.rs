@@ -83,8 +83,10 @@ fn silent_in(view: &View, row: &Row, tree: &Value, ctx: &Ctx<'_>) -> SignedDurat
     let beats = items(tree, "/status/conditions");
     let beat = beats.filter_map(|condition| time(text(condition, "/lastHeartbeatTime"))).max();
     let heard = renewed.max(beat).or_else(|| time(&row.facts.creation_timestamp));
-    let until = heard.and_then(|heard| heard.max(ctx.since).saturating_add(GRACE).ok());
-    until.map_or(GRACE, |until| until.duration_since(ctx.now))
+    let grace = ctx.config.node_monitor_grace_period;
+    let grace = grace.and_then(|grace| grace.try_into().ok()).unwrap_or(GRACE);
+    let until = heard.and_then(|heard| heard.max(ctx.since).saturating_add(grace).ok());
+    until.map_or(grace, |until| until.duration_since(ctx.now))
 }
 
 /// Says of a silent node that nothing is known of it; `None` when that is said already.

@@ -18,6 +18,7 @@ mod health;
 mod model;
 pub mod nft;
 mod nodes;
+mod routes;
 mod rules;
 pub mod sets;
 
@@ -30,4 +31,5 @@ pub use model::{
     Slice, Target,
 };
 pub use nodes::NodeTable;
+pub use routes::{NoRoute, PodRoute, RoutePlan, Unrouted};
 pub use rules::{Config, Delta, Nodes, Rules};

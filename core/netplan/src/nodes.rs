@@ -1,4 +1,4 @@
-//! What the proxy needs to know about the cluster's nodes.
+//! What packet rules and routes need to know about the cluster's nodes.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
@@ -11,13 +11,17 @@ use serde::Deserialize;
 
 use crate::choose::Place;
 use crate::rules::Nodes;
+use knarr_api::ip::Cidr;
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Node {
+pub(crate) struct Node {
     zone: String,
     addresses: BTreeSet<IpAddr>,
+    /// In the order that the node names them.
+    pub(crate) internal: Vec<IpAddr>,
+    pub(crate) pod_cidrs: Vec<Cidr>,
 }
 
 /// The nodes, by name.
@@ -32,6 +36,8 @@ pub struct NodeTable {
 struct RawNode {
     metadata: RawMetadata,
     #[serde(default)]
+    spec: RawSpec,
+    #[serde(default)]
     status: RawStatus,
 }
 
@@ -42,22 +48,34 @@ struct RawMetadata {
 }
 
 #[derive(Default, Deserialize)]
+struct RawSpec {
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Option<Vec<String>>,
+}
+
+#[derive(Default, Deserialize)]
 struct RawStatus {
     addresses: Option<Vec<RawAddress>>,
 }
 
 #[derive(Deserialize)]
 struct RawAddress {
+    #[serde(default, rename = "type")]
+    kind: String,
     address: String,
 }
 
 fn decode(bytes: &[u8]) -> Result<(String, Node), serde_json::Error> {
-    let RawNode { metadata, status } = serde_json::from_slice(bytes)?;
+    let RawNode { metadata, spec, status } = serde_json::from_slice(bytes)?;
     let addresses = status.addresses.unwrap_or_default();
+    let internal = addresses.iter().filter(|raw| raw.kind == "InternalIP");
+    let internal = internal.filter_map(|raw| raw.address.parse().ok()).collect();
+    let pod_cidrs = spec.pod_cidrs.unwrap_or_default();
+    let pod_cidrs = pod_cidrs.iter().filter_map(|range| range.parse().ok()).collect();
     let zone = metadata.labels.and_then(|mut labels| labels.remove(ZONE)).unwrap_or_default();
     // Host names among them are no addresses.
     let addresses = addresses.iter().filter_map(|raw| raw.address.parse().ok()).collect();
-    Ok((metadata.name, Node { zone, addresses }))
+    Ok((metadata.name, Node { zone, addresses, internal, pod_cidrs }))
 }
 
 impl NodeTable {
@@ -92,6 +110,10 @@ impl NodeTable {
     /// Whether everything there is has been told once.
     pub fn is_synced(&self) -> bool {
         self.synced
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
+        self.nodes.iter().map(|(name, node)| (name.as_str(), node))
     }
 
     /// The nodes as one of them sees them.

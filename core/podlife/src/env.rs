@@ -13,6 +13,8 @@ use knarr_typed::k8s_openapi::api::core::v1::EnvVarSource;
 use knarr_typed::{Container, Pod};
 use serde_json::Value;
 
+use crate::volumes::Need;
+
 /// The objects that a Pod refers to, as far as they exist.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
@@ -22,6 +24,8 @@ pub struct Sources {
     pub secrets: BTreeMap<String, Value>,
     /// Service account tokens by (audience, seconds).
     pub tokens: BTreeMap<(String, i64), String>,
+    /// What could not be found out, and why.
+    pub unknown: BTreeMap<Need, String>,
 }
 
 impl Sources {
@@ -193,7 +197,7 @@ pub fn pod_field(pod: &Pod, path: &str, itself: &Itself) -> Result<String, Strin
 }
 
 /// A resource of a container by the downward API's name, in units of the divisor, rounded up.
-fn resource_field(
+pub(crate) fn resource_field(
     container: &Container,
     resource: &str,
     divisor: Option<&str>,

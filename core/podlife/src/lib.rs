@@ -14,6 +14,7 @@ mod decide;
 pub mod env;
 pub mod image_gc;
 pub mod logs;
+pub mod mounts;
 pub mod naming;
 pub mod probes;
 pub mod pulls;
@@ -21,6 +22,7 @@ mod restart;
 pub mod services;
 mod status;
 pub mod termination;
+pub mod tokens;
 pub mod volumes;
 
 use alloc::collections::{BTreeMap, BTreeSet};

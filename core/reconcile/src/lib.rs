@@ -54,6 +54,8 @@ pub struct Config {
     pub cluster_cidrs: Vec<String>,
     /// Every kind that can be watched and deleted, each at one version.
     pub kinds: Vec<KindRow>,
+    /// How long a node may be silent; `None`: as long as upstream's default.
+    pub node_monitor_grace_period: Option<core::time::Duration>,
 }
 
 /// What a reconcile function may know beside the view.

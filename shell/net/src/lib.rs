@@ -6,14 +6,20 @@
 //! no machine-wide setting is touched, and every link carries the instance's name.
 
 mod anchor;
+mod bridge;
 mod conntrack;
 mod ipam;
+mod namespace;
 mod nfnetlink;
 mod nft;
+mod routes;
 mod veth;
 
+pub use bridge::Seat;
 pub use conntrack::Conntrack;
 pub use ipam::{Pool, PoolError, Subnet};
+pub use namespace::Namespace;
 pub use nfnetlink::NetfilterError;
 pub use nft::Table;
+pub use routes::RoutesChanged;
 pub use veth::{Attachment, NetError, Network};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use futures_util::TryStreamExt;
@@ -12,6 +12,8 @@ use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::neighbour::NeighbourState;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use crate::namespace::enter;
 
 /// The gateways that Pods believe in; no machine has them.
 const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -172,7 +174,7 @@ pub(crate) fn lost(link: &str) -> NetError {
 }
 
 /// Lets packets in from one link be forwarded; other links keep their setting.
-fn forward(link: &str, v6: bool) -> Result<(), NetError> {
+pub(crate) fn forward(link: &str, v6: bool) -> Result<(), NetError> {
     for family in if v6 { &["ipv4", "ipv6"][..] } else { &["ipv4"] } {
         let path = format!("/proc/sys/net/{family}/conf/{link}/forwarding");
         std::fs::write(&path, "1").map_err(during(format!("write {path}")))?;
@@ -209,22 +211,18 @@ fn libc_enodev() -> i32 {
     rustix::io::Errno::NODEV.raw_os_error()
 }
 
-type Job = std::pin::Pin<Box<dyn Future<Output = Result<(), NetError>>>>;
+pub(crate) type Job = std::pin::Pin<Box<dyn Future<Output = Result<(), NetError>>>>;
 
 /// Runs a job with netlink inside a network namespace: on a thread of its own, since a thread that
 /// has entered a namespace is of no use to anybody else.
-async fn within(
+pub(crate) async fn within(
     netns: File,
     job: impl FnOnce(Handle) -> Job + Send + 'static,
 ) -> Result<(), NetError> {
     let (send, done) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         let run = || {
-            rustix::thread::move_into_link_name_space(
-                netns.as_fd(),
-                Some(rustix::thread::LinkNameSpaceType::Network),
-            )
-            .map_err(during("enter a network namespace"))?;
+            enter(&netns).map_err(during("enter a network namespace"))?;
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_io()
                 .build()

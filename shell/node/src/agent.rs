@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::access::Access;
+use crate::refresh::Referred;
 use crate::worker::Worker;
 use crate::{PODS, image_gc, links, report, serve};
 
@@ -125,6 +126,8 @@ pub(crate) struct Node {
     pub(crate) events: mpsc::Sender<(String, Value)>,
     /// The Services that containers are told of.
     pub(crate) services: watch::Sender<Services>,
+    /// ConfigMaps and Secrets of the Pods here.
+    pub(crate) referred: Arc<Referred>,
     /// Counts what the runtime told, for whoever waits for a container's end.
     pub(crate) exits: watch::Sender<u64>,
 }
@@ -190,6 +193,7 @@ pub async fn run(
         events: events_send,
         exits: watch::Sender::new(0),
         services: watch::Sender::new(Services::default()),
+        referred: Arc::default(),
         network: Network::open().map_err(machine)?,
         pool: Mutex::new(None),
         runtime: Arc::new(runtime),

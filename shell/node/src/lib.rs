@@ -7,6 +7,7 @@
 
 mod access;
 mod agent;
+mod atomic;
 mod checks;
 mod files;
 mod image_gc;
@@ -17,6 +18,7 @@ mod links;
 mod logs;
 mod pulls;
 mod query;
+mod refresh;
 mod report;
 mod serve;
 mod streams;

@@ -15,7 +15,7 @@ use knarr_oci::reference::Reference;
 use knarr_oci::spec::NetworkNs;
 use knarr_podlife::checks::Hook;
 use knarr_podlife::config::{self, Given};
-use knarr_podlife::env::{self, Itself, Sources};
+use knarr_podlife::env::{self, Itself};
 use knarr_podlife::naming;
 use knarr_podlife::probes::{self, Outcome, ProbeKind};
 use knarr_podlife::termination;
@@ -29,6 +29,7 @@ use tracing::{debug, info, warn};
 use crate::agent::{Node, UID_LABEL};
 use crate::life::{self, Beside, End, Start};
 use crate::pulls::{Pulls, may_use};
+use crate::refresh::Volumes;
 use crate::{PODS, checks, files, links, now, report};
 
 /// A step that failed: the container's waiting reason, and what went wrong.
@@ -79,8 +80,7 @@ pub(crate) struct Worker {
     words: BTreeMap<String, String>,
     failures: BTreeMap<String, Failure>,
     pulls: Pulls,
-    sources: Sources,
-    volumes: BTreeMap<String, String>,
+    volumes: Volumes,
     prepared: bool,
     reported: Value,
     /// The last report did not get through.
@@ -102,8 +102,7 @@ impl Worker {
             words: BTreeMap::new(),
             failures: BTreeMap::new(),
             pulls: Pulls::default(),
-            sources: Sources::default(),
-            volumes: BTreeMap::new(),
+            volumes: Volumes::default(),
             prepared: false,
             reported: Value::Null,
             untold: false,
@@ -118,6 +117,7 @@ impl Worker {
                 self.hear(&pod, done);
             }
             while self.tasks.try_join_next().is_some() {}
+            self.refresh(&pod).await;
             let observed = self.observe(&pod).await;
             let Some(decision) = decide(&pod, &observed, &mut self.memory, now()) else { return };
             self.report(&pod, &decision).await;
@@ -131,9 +131,24 @@ impl Worker {
         }
     }
 
+    /// Has the Pod's volumes show what they are made of as it is now.
+    async fn refresh(&mut self, pod: &Pod) {
+        if pod.metadata.deletion_timestamp.is_some() || over(pod) {
+            self.volumes.rest();
+        } else if self.prepared && self.volumes.stale(pod) {
+            let itself = self.itself(Vec::new());
+            self.volumes.refresh(&self.node, pod, &itself).await;
+            self.failures.retain(|_, failure| failure.reason != "CreateContainerConfigError");
+        } else if self.volumes.stale(pod) {
+            // What was missing may be there now.
+            self.failures.retain(|_, failure| failure.reason != "FailedMount");
+        }
+    }
+
     async fn wait(&mut self, pod: &Pod, decision: &Decision) {
         let again = self.untold.then(|| now() + TELL_AGAIN);
-        let wake = decision.wake.into_iter().chain(again).min();
+        let renewal = self.volumes.wake(pod).filter(|_| self.prepared);
+        let wake = decision.wake.into_iter().chain(again).chain(renewal).min();
         let asleep = async {
             match wake {
                 Some(at) => {
@@ -145,6 +160,7 @@ impl Worker {
         };
         tokio::select! {
             () = self.news.notified() => {}
+            () = self.volumes.changed() => {}
             () = asleep => {}
             Some(done) = self.done.1.recv() => self.hear(pod, done),
         }
@@ -347,7 +363,13 @@ impl Worker {
     }
 
     /// Ends a container beside this task.
-    fn kill(&mut self, pod: &Arc<Pod>, observed: &Observed, (id, name): (&str, &str), grace: Duration) {
+    fn kill(
+        &mut self,
+        pod: &Arc<Pod>,
+        observed: &Observed,
+        (id, name): (&str, &str),
+        grace: Duration,
+    ) {
         let by = now().saturating_add(SignedDuration::try_from(grace).unwrap_or_default());
         let under_way = self.stopping.insert(id.to_owned(), by.unwrap_or(Timestamp::MAX));
         if self.starting.contains(name) {
@@ -420,14 +442,9 @@ impl Worker {
     }
 
     async fn prepare(&mut self, pod: &Pod) -> Result<(), StepError> {
-        let failed = step("FailedMount");
-        self.sources = report::sources(&self.node, pod).await;
         let itself = self.itself(Vec::new());
-        let contents = knarr_podlife::volumes::contents(pod, &self.sources, &itself);
-        let contents = contents.map_err(|error| failed(&error))?;
-        let paths = self.node.paths(pod);
-        let made = self.node.blocking(move |_| files::prepare_pod(&paths, &contents)).await;
-        self.volumes = made.map_err(|error| failed(&error))?;
+        let made = self.volumes.prepare(&self.node, pod, &itself).await;
+        made.map_err(|error| step("FailedMount")(&error))?;
         self.prepared = true;
         Ok(())
     }
@@ -532,6 +549,8 @@ impl Worker {
             ..Given::default()
         };
         let mut config = self.container_config(pod, container, *attempt, &itself, given)?;
+        let parts = files::prepare_sub_paths(container, &config.mounts);
+        parts.map_err(|error| step("CreateContainerConfigError")(&error))?;
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         config.labels.insert(UID_LABEL.to_owned(), uid);
         if let Some(ImageState::Present(known_as)) = observed.images.get(&image) {
@@ -554,12 +573,12 @@ impl Worker {
         given: Given,
     ) -> Result<knarr_oci::cri::ContainerConfig, StepError> {
         let failed = step("CreateContainerConfigError");
-        let envs = env::environment(pod, container, &self.sources, itself);
+        let envs = env::environment(pod, container, self.volumes.sources(), itself);
         let mut shared = files::shared(&self.node.paths(pod));
         shared.extend(given.files);
         let given = Given {
             envs: envs.map_err(|error| failed(&error))?,
-            volumes: self.volumes.clone(),
+            volumes: self.volumes.paths(),
             files: shared,
             node_memory: self.node.memory,
             ..given
@@ -580,6 +599,12 @@ impl Worker {
 pub(crate) fn key(pod: &Pod) -> ObjectKey {
     let word = |text: &Option<String>| text.clone().unwrap_or_default();
     ObjectKey::new(word(&pod.metadata.namespace), word(&pod.metadata.name))
+}
+
+/// Whether a Pod has told its last phase.
+fn over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {

@@ -81,6 +81,7 @@ impl Sim {
             root_ca: "CA".into(),
             cluster_cidrs: vec!["10.244.0.0/16".into()],
             kinds: kinds(),
+            node_monitor_grace_period: None,
         };
         let mut engine = Engine::new(controllers, config);
         for resource in engine.resources() {
