@@ -275,6 +275,11 @@ fn security(spec: &PodSpec, container: &Container) -> cri::LinuxContainerSecurit
         run_as_group: own.run_as_group.or(pod.and_then(|pod| pod.run_as_group)),
         readonly_rootfs: own.read_only_root_filesystem.unwrap_or(false),
         supplemental_groups: groups,
+        supplemental_groups_policy: match pod.and_then(|p| p.supplemental_groups_policy.as_deref())
+        {
+            Some("Strict") => cri::SupplementalGroupsPolicy::Strict,
+            _ => cri::SupplementalGroupsPolicy::Merge,
+        },
         no_new_privs: !escalation,
         masked_paths: if privileged || unmasked(own) {
             Vec::new()

@@ -135,7 +135,10 @@ fn referred(
     }
     let (found, exists, name, key, optional, what) = if let Some(r) = &source.config_map_key_ref {
         let exists = sources.config_maps.contains_key(&r.name);
-        (sources.config_map(&r.name, &r.key), exists, &r.name, &r.key, r.optional, "configmap")
+        // What is not text is no variable.
+        let map = sources.config_maps.get(&r.name);
+        let found = map.and_then(|map| map["data"][&r.key].as_str()).map(|text| text.into());
+        (found, exists, &r.name, &r.key, r.optional, "configmap")
     } else if let Some(r) = &source.secret_key_ref {
         let exists = sources.secrets.contains_key(&r.name);
         (sources.secret(&r.name, &r.key), exists, &r.name, &r.key, r.optional, "secret")

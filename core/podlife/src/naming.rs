@@ -155,6 +155,26 @@ fn entry(out: &mut String, address: &str, names: &[String]) {
     writeln!(out, "{address}\t{}", names.join("\t")).expect("a String takes everything");
 }
 
+/// The host name that the kernel tells a Pod's processes: in full where the Pod wants that.
+///
+/// # Errors
+/// When it is longer than the kernel takes; upstream's text.
+pub fn kernel_hostname(pod: &Pod, cluster: &ClusterDns) -> Result<String, String> {
+    const MAX: usize = 64;
+    let wanted = pod.spec.as_ref().and_then(|spec| spec.set_hostname_as_fqdn).unwrap_or(false);
+    let names = own_names(pod, cluster);
+    let name = if wanted { names.first() } else { names.last() };
+    let name = name.cloned().unwrap_or_default();
+    if name.len() > MAX {
+        return Err(format!(
+            "failed to construct FQDN from pod hostname and cluster domain, FQDN {name} is too \
+             long ({MAX} characters is the max, {} characters requested)",
+            name.len()
+        ));
+    }
+    Ok(name)
+}
+
 /// The Pod's name in full, where it has one, and in short.
 fn own_names(pod: &Pod, cluster: &ClusterDns) -> Vec<String> {
     let short = hostname(pod);
@@ -229,5 +249,19 @@ mod tests {
         let host = pod(json!({"containers": [], "hostNetwork": true}));
         let text = hosts(&host, &[], &cluster(), "127.0.0.1\tme\n");
         assert_eq!(text, "# Kubernetes-managed hosts file (host network).\n127.0.0.1\tme\n");
+    }
+
+    #[test]
+    fn the_kernel_is_told_the_full_name_where_that_is_wanted() {
+        let named = |wanted: bool, host: &str| {
+            let named = pod(json!({"containers": [], "hostname": host, "subdomain": "s",
+                "setHostnameAsFQDN": wanted}));
+            kernel_hostname(&named, &cluster())
+        };
+        assert_eq!(named(true, "h"), Ok("h.s.a.svc.cluster.local".to_owned()));
+        assert_eq!(named(false, "h"), Ok("h".to_owned()));
+        assert_eq!(named(false, &"h".repeat(60)), Ok("h".repeat(60)));
+        let long = named(true, &"h".repeat(60)).expect_err("too long");
+        assert!(long.ends_with("(64 characters is the max, 82 characters requested)"), "{long}");
     }
 }

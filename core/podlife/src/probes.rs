@@ -114,6 +114,9 @@ pub fn check(
     Ok((checks::of_probe(pod, container, probe, address)?, timeout))
 }
 
+/// When it is looked again for the Pod's address.
+const ADDRESS_AGAIN: SignedDuration = SignedDuration::from_secs(1);
+
 const KINDS: [ProbeKind; 3] = [ProbeKind::Startup, ProbeKind::Liveness, ProbeKind::Readiness];
 
 impl Probes {
@@ -153,15 +156,22 @@ impl Probes {
     pub(crate) fn look(&mut self, pod: &Pod, observed: &Observed, now: Timestamp) -> Due {
         let mut due = Due::default();
         let Some(spec) = &pod.spec else { return due };
+        // A new agent may not know yet where the Pod is reached.
+        let reachable = !observed.addresses.is_empty();
         let sidecars = spec.init_containers.iter().flatten().filter(|init| is_sidecar(init));
         for container in sidecars.chain(&spec.containers) {
             let newest = observed.containers.iter().filter(|c| c.metadata.name == container.name);
             let Some(run) = newest.max_by_key(|run| run.metadata.attempt) else { continue };
             let lives = run.state == ContainerState::Running
                 && !observed.starting.contains(&container.name);
-            if lives {
-                self.note(pod, container, run);
-                self.ask(pod, container, run, now, &mut due);
+            let probed = KINDS.iter().any(|kind| of(container, *kind).is_some());
+            if !lives || !probed {
+                continue;
+            }
+            self.note(pod, container, run);
+            match reachable {
+                true => self.ask(pod, container, run, now, &mut due),
+                false => due.wake = Some(after(now, ADDRESS_AGAIN)),
             }
         }
         due
@@ -248,11 +258,6 @@ impl Probes {
             record.take(kind, well, probe);
         }
         event(kind, outcome)
-    }
-
-    /// Takes back that an answer was on its way: nobody will bring it.
-    pub fn unasked(&mut self) {
-        self.records.values_mut().for_each(|record| record.asked = false);
     }
 }
 

@@ -371,3 +371,22 @@ fn scripts_answer_as_written() {
         assert_eq!(script, out, "{}", path.display());
     }
 }
+
+#[test]
+fn termination_messages_of_a_pod_share_their_room() {
+    let spec = "containers: [{name: a, image: x}, {name: b, image: x}, {name: c, image: x}]";
+    let mut world = World::new(&format!("metadata: {{name: p}}\nspec: {{{spec}}}"));
+    world.make_sandbox("s0");
+    for name in ["a", "b", "c", "d"] {
+        world.make(&format!("{name}.0"), "s0", ContainerState::Running);
+        world.exit(&format!("{name}.0"), 1, "");
+    }
+    world.container("a.0").message = "ä".repeat(4096);
+    world.container("b.0").message = "b".repeat(4095);
+    world.answer();
+    let message = |at: usize| {
+        let ended = &world.last.status["containerStatuses"][at]["state"]["terminated"];
+        ended["message"].as_str().unwrap().len()
+    };
+    assert_eq!([message(0), message(1)], [4096, 4095]);
+}

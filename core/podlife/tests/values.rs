@@ -532,3 +532,68 @@ fn what_must_not_be_root_is_not() {
     assert!(!refused(&spec(true, Some(7)), Some(0), ""));
     assert!(refused(&spec(true, Some(0)), Some(7), ""));
 }
+
+#[test]
+fn probes_and_hooks_are_resolved() {
+    use knarr_podlife::checks::{Check, Hook, HttpGet, Scheme, hook};
+    use knarr_podlife::probes::{ProbeKind, check};
+    let of = |container: Value| {
+        let mut container = container;
+        container["name"] = json!("c");
+        container["ports"] = json!([{"name": "web", "containerPort": 8080}]);
+        container["env"] = json!([{"name": "A", "value": "b"}]);
+        pod(json!({"containers": [container]}), "BestEffort")
+    };
+    let addresses = ["10.0.0.1".to_owned()];
+    let probe = |probe: Value| {
+        check(&of(json!({"livenessProbe": probe})), "c", ProbeKind::Liveness, &addresses)
+    };
+    let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(
+        probe(json!({"exec": {"command": ["x", "$(A)$(B)"]}, "timeoutSeconds": 7})),
+        Ok((Check::Exec(words(&["x", "b$(B)"])), 7))
+    );
+    let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let get = HttpGet {
+        scheme: Scheme::Http,
+        host: "10.0.0.1".to_owned(),
+        port: 8080,
+        path: "/".to_owned(),
+        headers: vec![header("User-Agent", "kube-probe/1.36"), header("Accept", "*/*")],
+    };
+    assert_eq!(probe(json!({"httpGet": {"port": "web"}})), Ok((Check::Http(get.clone()), 1)));
+    let none = json!([{"name": "accept", "value": ""}, {"name": "User-Agent", "value": "u"}]);
+    let own = json!({"port": 1, "host": "h", "scheme": "HTTPS", "path": "/p", "httpHeaders": none});
+    let scheme = Scheme::Https;
+    let (host, path) = ("h".to_owned(), "/p".to_owned());
+    let headers = vec![header("User-Agent", "u")];
+    let wanted = HttpGet { scheme, host, port: 1, path, headers };
+    assert_eq!(probe(json!({"httpGet": own})), Ok((Check::Http(wanted), 1)));
+    let tcp = Check::Tcp { host: "10.0.0.1".to_owned(), port: 9 };
+    assert_eq!(probe(json!({"tcpSocket": {"port": 9}})), Ok((tcp, 1)));
+    let (host, service) = ("10.0.0.1".to_owned(), "s".to_owned());
+    let grpc = Check::Grpc { host, port: 9, service };
+    assert_eq!(probe(json!({"grpc": {"port": 9, "service": "s"}})), Ok((grpc, 1)));
+    let missing = probe(json!({"tcpSocket": {"port": "none"}})).unwrap_err();
+    assert_eq!(missing, "couldn't find port: \"none\"");
+    let hooked = of(json!({"lifecycle": {"postStart": {"sleep": {"seconds": 3}},
+        "preStop": {"httpGet": {"port": "web"}}}}));
+    let start = hook(&hooked, "c", Hook::PostStart, &addresses);
+    assert_eq!(start, Some(Ok(Check::Sleep(3))));
+    let headers = vec![header("User-Agent", "kube-lifecycle/1.36"), header("Accept", "*/*")];
+    let stop = hook(&hooked, "c", Hook::PreStop, &addresses);
+    assert_eq!(stop, Some(Ok(Check::Http(HttpGet { headers, ..get }))));
+    assert_eq!(hook(&of(json!({})), "c", Hook::PreStop, &addresses), None);
+}
+
+#[test]
+fn variables_of_services_come_behind_the_containers_own() {
+    let mut itself = itself();
+    itself.services = [("S", "1"), ("T", "2")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    let container = json!({"name": "c", "args": ["$(S)$(T)"], "env": [{"name": "U", "value": "$(S)$(T)"},
+        {"name": "T", "value": "own"}, {"name": "V", "value": "$(T)"}]});
+    let pod = pod(json!({"containers": [container]}), "BestEffort");
+    let envs = environment(&pod, &only(&pod), &sources(), &itself).unwrap();
+    let envs: Vec<String> = envs.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    assert_eq!(envs.join(" "), "S=1 U=12 T=own V=own");
+}

@@ -336,4 +336,111 @@ mod tests {
         assert_eq!(answered(&[0, 0, 0, 0, 3, 8, 0x81, 1]), 129);
         assert_eq!([answered(&[]), answered(&[0; 5])], [0, 0], "nothing is UNKNOWN");
     }
+
+    /// A server that gives each connection the next of the answers; what it was asked.
+    async fn server(answers: &[&str]) -> (u16, tokio::task::JoinHandle<String>) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let answers: Vec<String> = answers.iter().map(ToString::to_string).collect();
+        let serving = tokio::spawn(async move {
+            let mut asked = String::new();
+            for answer in answers {
+                let (mut socket, _) = listener.accept().await.expect("a connection");
+                while !asked.ends_with("\r\n\r\n") {
+                    let mut some = [0; 4096];
+                    let count = socket.read(&mut some).await.expect("a request");
+                    asked.push_str(&String::from_utf8_lossy(&some[..count]));
+                }
+                let head = "content-length: 2\r\nconnection: close\r\n\r\nhi";
+                let answer = format!("HTTP/1.1 {answer}\r\n{head}");
+                socket.write_all(answer.as_bytes()).await.expect("written");
+                asked.push('|');
+            }
+            asked
+        });
+        (port, serving)
+    }
+
+    fn get(port: u16) -> HttpGet {
+        let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let headers = vec![header("Host", "me.example"), header("X-A", "1"), header("x-a", "2")];
+        let (host, path) = ("127.0.0.1".to_owned(), "/a?b".to_owned());
+        HttpGet { scheme: Scheme::Http, host, port, path, headers }
+    }
+
+    #[tokio::test]
+    async fn pages_are_got_with_their_headers_and_their_status_counts() {
+        let (port, serving) = server(&["204 No Content"]).await;
+        assert_eq!(page(&get(port)).await, Outcome::Success);
+        let asked = serving.await.expect("served");
+        assert_eq!(asked, "GET /a?b HTTP/1.1\r\nHost: me.example\r\nX-A: 1\r\nX-A: 2\r\n\r\n|");
+        let (port, _) = server(&["500 No"]).await;
+        let why = "HTTP probe failed with statuscode: 500".to_owned();
+        assert_eq!(page(&get(port)).await, Outcome::Failure(why));
+    }
+
+    #[tokio::test]
+    async fn redirects_are_followed_on_the_host_only() {
+        let (port, serving) = server(&["302 Found\r\nlocation: /next", "200 OK"]).await;
+        assert_eq!(page(&get(port)).await, Outcome::Success);
+        assert!(serving.await.expect("served").contains("|GET /next HTTP/1.1"));
+        let (port, _) = server(&["301 Moved\r\nlocation: http://elsewhere.example/"]).await;
+        let why = "Probe terminated redirects, Response body: hi".to_owned();
+        assert_eq!(page(&get(port)).await, Outcome::Warning(why));
+    }
+
+    #[tokio::test]
+    async fn what_refuses_is_named_as_go_does() {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        drop(listener);
+        let refused = format!("dial tcp 127.0.0.1:{port}: connect: connection refused");
+        assert_eq!(connect("127.0.0.1", port).await.err(), Some(refused.clone()));
+        let why = format!("Get \"http://127.0.0.1:{port}/a?b\": {refused}");
+        assert_eq!(page(&get(port)).await, Outcome::Failure(why));
+    }
+
+    /// A gRPC server that knows one service.
+    async fn health_server() -> u16 {
+        use http::HeaderMap;
+        use http_body_util::StreamBody;
+        use hyper::body::Frame;
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let answer = |request: Request<Incoming>| async move {
+            assert_eq!(request.uri().path(), HEALTH);
+            let asked = request.into_body().collect().await.expect("a body").to_bytes();
+            let (code, frame): (&str, &'static [u8]) = match asked.get(7..) {
+                Some(b"up") => ("0", &[0, 0, 0, 0, 2, 8, 1]),
+                Some(b"down") => ("0", &[0, 0, 0, 0, 2, 8, 2]),
+                _ => ("5", &[]),
+            };
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", HeaderValue::from_static(code));
+            trailers.insert("grpc-message", HeaderValue::from_static("unknown service"));
+            let frames = [Frame::data(Bytes::from_static(frame)), Frame::trailers(trailers)];
+            let frames = futures_util::stream::iter(frames.map(Ok::<_, Infallible>));
+            Ok::<_, Infallible>(Response::new(StreamBody::new(frames)))
+        };
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let service = hyper::service::service_fn(answer);
+                let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                tokio::spawn(server.serve_connection(TokioIo::new(socket), service));
+            }
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn the_health_service_is_asked() {
+        let port = health_server().await;
+        assert_eq!(health("127.0.0.1", port, "up").await, Outcome::Success);
+        let why = "service unhealthy (responded with \"NOT_SERVING\")".to_owned();
+        assert_eq!(health("127.0.0.1", port, "down").await, Outcome::Failure(why));
+        let why = "error: health rpc probe failed: rpc error: code = NotFound desc = unknown \
+                   service";
+        assert_eq!(health("127.0.0.1", port, "other").await, Outcome::Failure(why.to_owned()));
+    }
 }

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use knarr_oci::cri::{ContainerConfig, ContainerStatus};
-use knarr_podlife::checks::{self, Hook};
+use knarr_podlife::checks::{self, Check, Hook};
 use knarr_podlife::termination::{self, MAX_MESSAGE};
 use knarr_sandbox::CreateContainer;
 use knarr_typed::Pod;
-use tokio::sync::watch;
-use tracing::info;
+use tokio::sync::{Notify, watch};
+use tracing::{debug, info};
 
 use crate::agent::Node;
 use crate::worker::{StepError, key, step};
@@ -43,30 +43,91 @@ pub(crate) struct End {
     pub(crate) hook: Option<Hook>,
 }
 
-/// Makes and starts a container and runs its hook, until `halt` says that it is to end again.
-pub(crate) async fn start(
-    node: &Arc<Node>,
-    pod: &Pod,
-    addresses: &[String],
-    start: Start,
-    halt: &mut watch::Receiver<bool>,
-) -> Result<(), StepError> {
-    let Start { name, sandbox, config, message } = start;
-    let attempt = config.metadata.attempt;
-    let created = node.blocking(move |node| create(node, &sandbox, &config, message.as_deref()));
-    let id = created.await.map_err(|error| step("CreateContainerError")(&error))?;
-    report::event(node, pod, false, "Created", "Container created");
-    let starting = id.clone();
-    let started = node.blocking(move |node| node.runtime.start_container(&starting)).await;
-    if let Err(error) = started {
-        node.blocking(move |node| node.runtime.remove_container(&id)).await.ok();
-        return Err(step("RunContainerError")(&error));
+/// What works beside a Pod's task.
+#[derive(Clone)]
+pub(crate) struct Beside {
+    pub(crate) node: Arc<Node>,
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) addresses: Vec<String>,
+    /// Makes the Pod's task look again.
+    pub(crate) news: Arc<Notify>,
+}
+
+impl Beside {
+    /// Starts a container with its hook, until `halt` says that it is to end again.
+    pub(crate) async fn start(
+        &self,
+        start: Start,
+        halt: &mut watch::Receiver<bool>,
+    ) -> Result<(), StepError> {
+        if *halt.borrow() {
+            return Ok(());
+        }
+        let name = start.name.clone();
+        let id = self.begin(start).await?;
+        // Whoever wants it to end must see it.
+        self.news.notify_one();
+        tokio::select! {
+            done = self.post_start(&name, &id) => done,
+            _ = halt.wait_for(|halt| *halt) => Ok(()),
+        }
     }
-    info!(pod = %key(pod), container = name, attempt, "container started");
-    report::event(node, pod, false, "Started", "Container started");
-    tokio::select! {
-        done = post_start(node, pod, addresses, &name, &id) => done,
-        _ = halt.wait_for(|halt| *halt) => Ok(()),
+
+    /// Makes and starts a container; its id.
+    async fn begin(&self, start: Start) -> Result<String, StepError> {
+        let Self { node, pod, .. } = self;
+        let Start { name, sandbox, config, message } = start;
+        let attempt = config.metadata.attempt;
+        let created =
+            node.blocking(move |node| create(node, &sandbox, &config, message.as_deref()));
+        let id = created.await.map_err(|error| step("CreateContainerError")(&error))?;
+        report::event(node, pod, false, "Created", "Container created");
+        let starting = id.clone();
+        let started = node.blocking(move |node| node.runtime.start_container(&starting)).await;
+        if let Err(error) = started {
+            node.blocking(move |node| node.runtime.remove_container(&id)).await.ok();
+            return Err(step("RunContainerError")(&error));
+        }
+        info!(pod = %key(pod), container = name, attempt, "container started");
+        report::event(node, pod, false, "Started", "Container started");
+        Ok(id)
+    }
+
+    /// Runs the hook of a container that has begun; one that fails ends it.
+    async fn post_start(&self, name: &str, id: &str) -> Result<(), StepError> {
+        let Some(hook) = checks::hook(&self.pod, name, Hook::PostStart, &self.addresses) else {
+            return Ok(());
+        };
+        let Err(why) = self.run(hook, id).await else { return Ok(()) };
+        report::event(&self.node, &self.pod, true, "FailedPostStartHook", "PostStartHook failed");
+        report::event(&self.node, &self.pod, false, "Killing", "FailedPostStartHook");
+        let grace = Duration::from_secs(knarr_podlife::grace(&self.pod));
+        let hook = Some(Hook::PreStop);
+        self.end(End { id: id.to_owned(), name: name.to_owned(), grace, hook }).await?;
+        Err(step("PostStartHookError")(&why))
+    }
+
+    async fn run(&self, hook: Result<Check, String>, id: &str) -> Result<(), String> {
+        doing::hook(&self.node, id, &hook?).await
+    }
+
+    /// Ends a container: its hook first, then its signal, all within the grace period.
+    pub(crate) async fn end(&self, end: End) -> Result<(), StepError> {
+        let End { id, name, grace, hook } = end;
+        let began = Instant::now();
+        let hook = hook.filter(|_| !grace.is_zero());
+        if let Some(hook) = hook.and_then(|h| checks::hook(&self.pod, &name, h, &self.addresses)) {
+            // One that does not come to its end is cut off, and no failure.
+            let ran = tokio::time::timeout(grace, self.run(hook, &id)).await;
+            if let Ok(Err(why)) = ran {
+                debug!(pod = %key(&self.pod), container = name, why, "a hook failed");
+                let text = "PreStopHook failed";
+                report::event(&self.node, &self.pod, true, "FailedPreStopHook", text);
+            }
+        }
+        let left = grace.saturating_sub(began.elapsed()).max(MIN_GRACE.min(grace));
+        let stopped = self.node.blocking(move |node| node.runtime.stop_container(&id, left)).await;
+        stopped.map_err(|error| step("FailedKillPod")(&error))
     }
 }
 
@@ -93,57 +154,6 @@ fn message_file(path: &str) -> io::Result<()> {
     fs::create_dir_all(path.parent().unwrap_or(path))?;
     fs::File::create(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))
-}
-
-/// Runs the hook of a container that has begun; one that fails ends it.
-async fn post_start(
-    node: &Arc<Node>,
-    pod: &Pod,
-    addresses: &[String],
-    name: &str,
-    id: &str,
-) -> Result<(), StepError> {
-    let Some(hook) = checks::hook(pod, name, Hook::PostStart, addresses) else { return Ok(()) };
-    let ran = match hook {
-        Ok(hook) => doing::hook(node, id, &hook).await,
-        Err(why) => Err(why),
-    };
-    let Err(why) = ran else { return Ok(()) };
-    report::event(node, pod, true, "FailedPostStartHook", "PostStartHook failed");
-    report::event(node, pod, false, "Killing", "FailedPostStartHook");
-    let grace = Duration::from_secs(knarr_podlife::grace(pod));
-    let hook = Some(Hook::PreStop);
-    let ending = End { id: id.to_owned(), name: name.to_owned(), grace, hook };
-    end(node, pod, addresses, ending).await?;
-    Err(step("PostStartHookError")(&why))
-}
-
-/// Ends a container: its hook first, then its signal, all within the grace period.
-pub(crate) async fn end(
-    node: &Arc<Node>,
-    pod: &Pod,
-    addresses: &[String],
-    end: End,
-) -> Result<(), StepError> {
-    let End { id, name, grace, hook } = end;
-    let began = Instant::now();
-    let hook = hook.filter(|_| !grace.is_zero());
-    if let Some(hook) = hook.and_then(|hook| checks::hook(pod, &name, hook, addresses)) {
-        let ran = match hook {
-            Ok(hook) => tokio::time::timeout(grace, doing::hook(node, &id, &hook)).await,
-            Err(why) => Ok(Err(why)),
-        };
-        if let Ok(Err(why)) = ran {
-            tracing::debug!(pod = %key(pod), container = name, why, "a hook failed");
-            report::event(node, pod, true, "FailedPreStopHook", "PreStopHook failed");
-        }
-    }
-    let left = match grace.is_zero() {
-        true => Duration::ZERO,
-        false => grace.saturating_sub(began.elapsed()).max(MIN_GRACE.min(grace)),
-    };
-    let stopped = node.blocking(move |node| node.runtime.stop_container(&id, left)).await;
-    stopped.map_err(|error| step("FailedKillPod")(&error))
 }
 
 /// What a container that ended has left as its last words.

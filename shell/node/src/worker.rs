@@ -29,7 +29,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use crate::agent::{Node, UID_LABEL};
-use crate::life::{self, End, Start};
+use crate::life::{self, Beside, End, Start};
 use crate::pulls::{Pulls, may_use};
 use crate::refresh::Volumes;
 use crate::{PODS, checks, files, links, now, report};
@@ -52,6 +52,8 @@ enum Done {
 
 /// News that wait for a Pod's task.
 const MAX_NEWS: usize = 64;
+/// When a report that did not get through is made again.
+const TELL_AGAIN: SignedDuration = SignedDuration::from_secs(1);
 /// How long a container that would not end is left alone.
 const END_AGAIN: Duration = Duration::from_secs(1);
 /// How often a probe that could not be made is tried.
@@ -84,6 +86,8 @@ pub(crate) struct Worker {
     served: watch::Receiver<Served>,
     prepared: bool,
     reported: Value,
+    /// The last report did not get through.
+    untold: bool,
 }
 
 impl Worker {
@@ -105,6 +109,7 @@ impl Worker {
             volumes: Volumes::default(),
             prepared: false,
             reported: Value::Null,
+            untold: false,
         }
     }
 
@@ -145,8 +150,9 @@ impl Worker {
     }
 
     async fn wait(&mut self, pod: &Pod, decision: &Decision) {
+        let again = self.untold.then(|| now() + TELL_AGAIN);
         let renewal = self.volumes.wake(pod).filter(|_| self.prepared);
-        let wake = decision.wake.into_iter().chain(renewal).min();
+        let wake = decision.wake.into_iter().chain(again).chain(renewal).min();
         let asleep = async {
             match wake {
                 Some(at) => {
@@ -263,6 +269,7 @@ impl Worker {
         for event in &decision.events {
             report::tell_of(&self.node, pod, event);
         }
+        self.untold = false;
         let gone = decision.actions.contains(&Action::Forget);
         if decision.status == self.reported || gone && self.reported.is_null() {
             return;
@@ -273,12 +280,15 @@ impl Worker {
         let sent = self.node.client.patch(PODS, &key, "status", PatchType::Merge, &patch).await;
         match sent {
             Ok(_) => self.reported = decision.status.clone(),
-            Err(error) => debug!(pod = %key, %error, "the status was not taken"),
+            Err(error) => {
+                debug!(pod = %key, %error, "the status was not taken");
+                self.untold = true;
+            }
         }
     }
 
     /// Carries out a decision until a step fails; whether the Pod is over and done with.
-    async fn act(&mut self, pod: &Pod, observed: &Observed, decision: &Decision) -> bool {
+    async fn act(&mut self, pod: &Arc<Pod>, observed: &Observed, decision: &Decision) -> bool {
         let mut starts = Vec::new();
         for action in &decision.actions {
             let result = match action {
@@ -360,19 +370,25 @@ impl Worker {
     }
 
     /// Ends a container beside this task.
-    fn kill(&mut self, pod: &Pod, observed: &Observed, (id, name): (&str, &str), grace: Duration) {
-        let (node, pod, done) = (self.node.clone(), pod.clone(), self.done.0.clone());
+    fn kill(
+        &mut self,
+        pod: &Arc<Pod>,
+        observed: &Observed,
+        (id, name): (&str, &str),
+        grace: Duration,
+    ) {
         let by = now().saturating_add(SignedDuration::try_from(grace).unwrap_or_default());
         let under_way = self.stopping.insert(id.to_owned(), by.unwrap_or(Timestamp::MAX));
         if self.starting.contains(name) {
             self.halt.send_replace(true);
         }
+        // A hook runs once, however often the grace period becomes shorter.
         let hook = under_way.is_none().then_some(Hook::PreStop);
         let end = End { id: id.to_owned(), name: name.to_owned(), grace, hook };
-        let addresses = observed.addresses.clone();
+        let (beside, done) = (self.beside(pod, observed), self.done.0.clone());
         self.tasks.spawn(async move {
             let id = end.id.clone();
-            let ended = life::end(&node, &pod, &addresses, end).await;
+            let ended = beside.end(end).await;
             if ended.is_err() {
                 tokio::time::sleep(END_AGAIN).await;
             }
@@ -381,25 +397,26 @@ impl Worker {
     }
 
     /// Starts containers one after the other beside this task.
-    fn start(&mut self, pod: &Pod, observed: &Observed, starts: Vec<Start>) {
+    fn start(&mut self, pod: &Arc<Pod>, observed: &Observed, starts: Vec<Start>) {
         if starts.is_empty() {
             return;
         }
         self.starting.extend(starts.iter().map(|start| start.name.clone()));
         self.halt.send_replace(false);
-        let (node, pod, done) = (self.node.clone(), pod.clone(), self.done.0.clone());
-        let (addresses, mut halt) = (observed.addresses.clone(), self.halt.subscribe());
+        let (beside, done) = (self.beside(pod, observed), self.done.0.clone());
+        let mut halt = self.halt.subscribe();
         self.tasks.spawn(async move {
             for start in starts {
                 let name = start.name.clone();
-                let halted = *halt.borrow();
-                let started = match halted {
-                    true => Ok(()),
-                    false => life::start(&node, &pod, &addresses, start, &mut halt).await,
-                };
+                let started = beside.start(start, &mut halt).await;
                 done.send(Done::Started(name, started)).await.ok();
             }
         });
+    }
+
+    fn beside(&self, pod: &Arc<Pod>, observed: &Observed) -> Beside {
+        let (node, news) = (self.node.clone(), self.news.clone());
+        Beside { node, pod: pod.clone(), addresses: observed.addresses.clone(), news }
     }
 
     async fn other(&mut self, pod: &Pod, action: &Action) -> Result<(), StepError> {
@@ -455,6 +472,10 @@ impl Worker {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         wanted.labels.insert(UID_LABEL.to_owned(), uid);
         let host = config::host_network(pod);
+        if !host {
+            let name = naming::kernel_hostname(pod, &self.node.config.cluster_dns);
+            wanted.hostname = name.map_err(|error| failed(&error))?;
+        }
         let netns = if host { NetworkNs::Node } else { NetworkNs::New };
         let made = self.node.blocking(move |node| node.runtime.run_pod_sandbox(&wanted, netns));
         let id = made.await.map_err(|error| failed(&error))?;

@@ -11,6 +11,8 @@ use super::part::Part;
 use super::words;
 
 const MORE_THAN_ONE: &str = "may not have more than one field specified at a time";
+const MAX_RULES: usize = 20;
+const MAX_EXIT_CODES: usize = 255;
 const ONLY_ALWAYS: &str = "may not be set for init containers without restartPolicy=Always";
 
 /// What every kind of container has; `volumes` are the Pod's that are right.
@@ -41,9 +43,40 @@ pub(super) fn lifecycle_and_probes(part: &Part<'_>, out: &mut Vec<Cause>) {
             continue;
         }
         probe(&checked, out);
+        let grace = checked.get("terminationGracePeriodSeconds");
+        if name == "readinessProbe" && grace.is_set() {
+            grace.invalid("must not be set for readinessProbes", out);
+        }
         let successes = checked.get("successThreshold");
         if name != "readinessProbe" && successes.int() != Some(1) {
             successes.invalid("must be 1", out);
+        }
+    }
+}
+
+/// When it runs again: a policy of its own, and rules that need one.
+pub(super) fn restarts(part: &Part<'_>, out: &mut Vec<Cause>) {
+    let (policy, rules) = (part.get("restartPolicy"), part.get("restartPolicyRules"));
+    let count = rules.items().count();
+    if policy.is_set() {
+        policy.one_of(&["Always", "Never", "OnFailure"], out);
+    } else if count > 0 {
+        policy.required("must specify restartPolicy when restart rules are used", out);
+    }
+    if count > MAX_RULES {
+        rules.too_many(count, MAX_RULES, out);
+    }
+    for rule in rules.items() {
+        rule.get("action").one_of(&["Restart", "RestartAllContainers"], out);
+        let codes = rule.get("exitCodes");
+        if !codes.is_set() {
+            codes.required("must be specified", out);
+            continue;
+        }
+        codes.get("operator").one_of(&["In", "NotIn"], out);
+        let listed = codes.get("values").items().count();
+        if listed > MAX_EXIT_CODES {
+            codes.get("values").too_many(listed, MAX_EXIT_CODES, out);
         }
     }
 }

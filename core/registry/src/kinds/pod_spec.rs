@@ -49,6 +49,7 @@ fn containers(spec: &Part<'_>, volumes: &BTreeSet<&str>, out: &mut Vec<Cause>) {
         container::common(&part, volumes, out);
         unique(&part, &mut taken, out);
         container::lifecycle_and_probes(&part, out);
+        container::restarts(&part, out);
     }
     container::host_ports(list.items(), out);
     for part in spec.get("initContainers").items() {
@@ -59,6 +60,7 @@ fn containers(spec: &Part<'_>, volumes: &BTreeSet<&str>, out: &mut Vec<Cause>) {
             "Always" => container::lifecycle_and_probes(&part, out),
             _ => container::nothing_running(&part, out),
         }
+        container::restarts(&part, out);
     }
 }
 
