@@ -84,7 +84,8 @@ impl NodeTable {
                     continue;
                 }
                 taken.push(*pods);
-                if name == own {
+                // Who has not said yet where it is will do so in a moment.
+                if name == own || node.internal.is_empty() {
                     continue;
                 }
                 match gateway(&node.internal, *pods, links) {
