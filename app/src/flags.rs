@@ -211,6 +211,9 @@ pub(crate) struct AgentFlags {
     /// The join token: the content of DATA_DIR/token of the server.
     #[arg(long, value_name = "TOKEN", env = "KNARR_TOKEN", hide_env_values = true)]
     pub(crate) token: String,
+    /// Where Pods get their addresses from, as the server was told.
+    #[arg(long, default_value = "10.42.0.0/16", value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) cluster_cidr: Vec<Cidr>,
     /// Where Pods get their addresses from [default: what the cluster says].
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub(crate) cluster_cidr: Vec<Cidr>,
@@ -232,10 +235,10 @@ pub(crate) struct ProxyFlags {
     pub(crate) hostname_override: Option<String>,
     /// Where Pods get their addresses from, one range of each family.
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
-    pub(crate) cluster_cidr: Vec<String>,
+    pub(crate) cluster_cidr: Vec<Cidr>,
     /// Which of the node's addresses have node ports, as ranges [default: all].
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
-    pub(crate) nodeport_addresses: Vec<String>,
+    pub(crate) nodeport_addresses: Vec<Cidr>,
     /// Where to say whether it works, by plain HTTP; empty for nowhere.
     #[arg(long, default_value = "0.0.0.0:10256", value_name = "IP:PORT")]
     pub(crate) healthz_bind_address: String,

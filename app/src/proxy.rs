@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 
 use knarr_client::Client;
-use knarr_netplan::Cidr;
 use knarr_pki::Kubeconfig;
 use knarr_proxy::ProxyConfig;
 
@@ -11,15 +10,6 @@ use crate::agent::host_name;
 use crate::flags::ProxyFlags;
 use crate::paths::NodePaths;
 use crate::process::{Drain, Fatal};
-
-/// Reads address ranges.
-pub(crate) fn ranges(flag: &str, texts: &[String]) -> Result<Vec<Cidr>, Fatal> {
-    let words = texts.iter().flat_map(|text| text.split(','));
-    let one = |text: &str| {
-        text.parse().map_err(|()| Fatal(format!("--{flag}: {text:?} is no address range")))
-    };
-    words.filter(|text| !text.is_empty()).map(one).collect()
-}
 
 /// Reads where to listen; an empty text is nowhere, and a bare address has upstream's port.
 fn listen(flag: &str, text: &str, port: u16) -> Result<Option<SocketAddr>, Fatal> {
@@ -37,8 +27,8 @@ pub(crate) async fn run(flags: ProxyFlags, drain: Drain) -> Result<(), Fatal> {
     let config = ProxyConfig {
         node_name: flags.hostname_override.unwrap_or_else(host_name),
         instance: NodePaths::new(&flags.root_dir).instance,
-        cluster_cidrs: ranges("cluster-cidr", &flags.cluster_cidr)?,
-        node_port_addresses: ranges("nodeport-addresses", &flags.nodeport_addresses)?,
+        cluster_cidrs: flags.cluster_cidr,
+        node_port_addresses: flags.nodeport_addresses,
         healthz: listen("healthz-bind-address", &flags.healthz_bind_address, 10256)?,
         metrics: listen("metrics-bind-address", &flags.metrics_bind_address, 10249)?,
     };

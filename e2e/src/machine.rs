@@ -174,6 +174,12 @@ impl Machine {
         processes.iter().filter(|line| line.contains("nginx: master")).count()
     }
 
+    /// How many Pods have begun: each has a shim.
+    pub fn shims(&self) -> usize {
+        let processes = Snapshot::take().only("process");
+        processes.iter().filter(|line| line.contains("pod-shim")).count()
+    }
+
     /// Leaves word of this test's control groups, which no namespace takes along, for whoever
     /// cleans up after it: those with a process of this machine in them.
     pub fn note_cgroups(&self) {

@@ -12,14 +12,14 @@ use knarr_e2e::alone;
 mod manifests;
 use manifests::nginx;
 
-const ADDRESS: &str = "10.96.0.50";
+const ADDRESS: &str = "10.43.0.50";
 
 const SERVICE: &str = "\
 apiVersion: v1
 kind: Service
 metadata: {name: web}
 spec:
-  clusterIP: 10.96.0.50
+  clusterIP: 10.43.0.50
   ports: [{name: http, port: 80, targetPort: 80}]
 ";
 

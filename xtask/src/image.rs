@@ -41,6 +41,20 @@ const RECIPES: &[Recipe] = &[
         files: busybox,
         config: || json!({"Cmd": ["sh"], "Env": [PATH]}),
     },
+    Recipe {
+        word: "redis",
+        name: "docker.io/library/redis:7",
+        files: redis,
+        config: || {
+            json!({
+                "Entrypoint": ["/usr/bin/redis-server"],
+                "Env": [PATH],
+                "ExposedPorts": {"6379/tcp": {}},
+                "Volumes": {"/data": {}},
+                "WorkingDir": "/data",
+            })
+        },
+    },
 ];
 
 const PATH: &str = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
@@ -147,6 +161,18 @@ fn nginx() -> Result<Tree, String> {
     tree.file("etc/nginx/nginx.conf", 0o644, NGINX_CONF.into());
     tree.dir("var/lib/nginx", 0o755);
     tree.dir("var/log/nginx", 0o755);
+    Ok(tree)
+}
+
+fn redis() -> Result<Tree, String> {
+    let mut tree = Tree::base();
+    for binary in ["/usr/bin/redis-server", "/usr/bin/redis-cli"] {
+        tree.program(binary)?;
+        for library in libraries(&output(Command::new("ldd").arg(binary))?) {
+            tree.program(&library)?;
+        }
+    }
+    tree.dir("data", 0o777);
     Ok(tree)
 }
 

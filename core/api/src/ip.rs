@@ -20,6 +20,9 @@ pub enum Family {
 }
 
 impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
     /// Of an address.
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
@@ -35,7 +38,7 @@ impl Family {
 
     /// From `IPv4` or `IPv6`.
     pub fn parse(word: &str) -> Option<Self> {
-        [Self::V4, Self::V6].into_iter().find(|family| family.word() == word)
+        Self::ALL.into_iter().find(|family| family.word() == word)
     }
 
     /// The other one.

@@ -188,5 +188,9 @@ fn missing(view: &View, key: &Key) -> Plan {
             "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io"}},
         "spec": {"parentRef":
             {"group": "", "resource": "services", "namespace": namespace, "name": name}}});
-    Plan::writes([Write::Create { resource: ADDRESSES, namespace: String::new(), object }].into())
+    // The view of addresses may be behind that of Services.
+    let absent =
+        Write::Absent { resource: ADDRESSES, object: key.object.clone(), uid: String::new() };
+    let made = Write::Create { resource: ADDRESSES, namespace: String::new(), object };
+    Plan::writes([absent].into()).then([made].into())
 }

@@ -96,7 +96,8 @@ mod tests {
         let mut clients = Clients::default();
         let pod = |uid: &str, namespace: &str, phase: &str| {
             let text = format!(
-                r#"{{"metadata":{{"uid":"{uid}","namespace":"{namespace}"}},"status":{{"phase":"{phase}","podIPs":[{{"ip":"10.42.0.2"}}]}}}}"#
+                r#"{{"metadata":{{"uid":"{uid}","namespace":"{namespace}"}},
+                    "status":{{"phase":"{phase}","podIPs":[{{"ip":"10.42.0.2"}}]}}}}"#
             );
             Change::Put(text.into(), 1)
         };

@@ -222,7 +222,10 @@ proptest! {
     }
 
     #[test]
-    fn questions_survive_the_wire(name in "([a-z0-9_-]{1,20}\\.){0,8}[a-z]{1,9}", kind in any::<u16>()) {
+    fn questions_survive_the_wire(
+        name in "([a-z0-9_-]{1,20}\\.){0,8}[a-z]{1,9}",
+        kind in any::<u16>(),
+    ) {
         let query = Query::new(5, &name, kind);
         let read = Query::parse(&query.bytes()).unwrap();
         prop_assert_eq!(&read.name, &name);

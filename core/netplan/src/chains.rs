@@ -12,12 +12,13 @@ use alloc::vec::Vec;
 use core::fmt::{self, Display};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::model::{Cidr, Family, Policy};
+use crate::model::Policy;
 use crate::nft::{
     Affinity, Chain, Hook, Load, Purpose, Rule, Sense, Side, Statement, Value, Verdict,
 };
 use crate::rules::Config;
 use crate::sets::{Role, Set};
+use knarr_api::ip::{Cidr, Family};
 
 /// The packet's mark that asks for masquerading; upstream's bit.
 const MASQUERADE: u32 = 0x4000;
@@ -197,21 +198,21 @@ pub(crate) fn any_address(family: Family) -> IpAddr {
     }
 }
 
-const fn v4(a: u8, prefix: u8) -> Cidr {
-    Cidr { base: IpAddr::V4(Ipv4Addr::new(a, 0, 0, 0)), prefix }
+fn range(first: impl Into<IpAddr>, prefix: u8) -> Cidr {
+    Cidr::new(first.into(), prefix).expect("no prefix here is longer than its address")
 }
 
 fn loopback(family: Family) -> Cidr {
     match family {
-        Family::V4 => v4(127, 8),
-        Family::V6 => Cidr { base: Ipv6Addr::LOCALHOST.into(), prefix: 128 },
+        Family::V4 => range([127, 0, 0, 0], 8),
+        Family::V6 => range(Ipv6Addr::LOCALHOST, 128),
     }
 }
 
 fn multicast(family: Family) -> Cidr {
     match family {
-        Family::V4 => v4(224, 4),
-        Family::V6 => Cidr { base: Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0).into(), prefix: 8 },
+        Family::V4 => range([224, 0, 0, 0], 4),
+        Family::V6 => range([0xff00, 0, 0, 0, 0, 0, 0, 0_u16], 8),
     }
 }
 

@@ -6,7 +6,8 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use core::net::IpAddr;
 
-use crate::model::{Family, Key, Protocol, Service, ServicePort, Services};
+use crate::model::{Key, Protocol, Service, ServicePort, Services};
+use knarr_api::ip::Family;
 
 /// A tracked UDP flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

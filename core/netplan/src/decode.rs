@@ -8,9 +8,9 @@ use core::net::IpAddr;
 use serde::{Deserialize, Deserializer};
 
 use crate::model::{
-    Cidr, Endpoint, EndpointPort, Family, Key, Policy, Protocol, Service, ServicePort, ServiceType,
-    Slice, Target,
+    Endpoint, EndpointPort, Key, Policy, Protocol, Service, ServicePort, ServiceType, Slice, Target,
 };
+use knarr_api::ip::{Cidr, Family};
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Objects with one of these labels are not the proxy's.
@@ -185,8 +185,8 @@ impl RawSpec {
     /// family's others are left out.
     fn source_ranges(&self) -> Vec<Cidr> {
         let texts = self.load_balancer_source_ranges.iter();
-        let all: Vec<Cidr> = texts.filter_map(|text| text.parse().ok()).collect();
-        let open = |family: Family| all.iter().any(|c| c.family() == family && c.prefix == 0);
+        let all: Vec<Cidr> = texts.filter_map(|text| text.trim().parse().ok()).collect();
+        let open = |family: Family| all.iter().any(|c| c.family() == family && c.prefix() == 0);
         all.iter().filter(|cidr| !open(cidr.family())).copied().collect()
     }
 

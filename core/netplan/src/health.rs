@@ -4,7 +4,8 @@ use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::String;
 
-use crate::model::{Family, Key, Services};
+use crate::model::{Key, Services};
+use knarr_api::ip::Family;
 
 /// A Service's endpoints on this node, asked for at a port of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -25,9 +25,10 @@ pub mod sets;
 pub use choose::Place;
 pub use conntrack::{Flow, stale};
 pub use health::LocalEndpoints;
+pub use knarr_api::ip::{Cidr, Family};
 pub use model::{
-    Cidr, Endpoint, EndpointPort, Family, Key, Policy, Protocol, Service, ServicePort, ServiceType,
-    Services, Slice, Target,
+    Endpoint, EndpointPort, Key, Policy, Protocol, Service, ServicePort, ServiceType, Services,
+    Slice, Target,
 };
 pub use nodes::NodeTable;
 pub use routes::{NoRoute, PodRoute, RoutePlan, Unrouted};

@@ -4,10 +4,10 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use core::str::FromStr;
+use core::net::IpAddr;
 
 use knarr_api::Resource;
+use knarr_api::ip::{Cidr, Family};
 use knarr_reconcile::Change;
 
 use crate::decode;
@@ -31,25 +31,6 @@ impl Key {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
-
-/// An address family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Family {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
-
-    /// The family of an address.
-    pub fn of(address: &IpAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 }
 
@@ -82,70 +63,6 @@ impl Protocol {
             Self::Udp => 17,
             Self::Sctp => 132,
         }
-    }
-}
-
-/// An address range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Cidr {
-    /// Its first address.
-    pub base: IpAddr,
-    /// Leading bits that count.
-    pub prefix: u8,
-}
-
-impl Cidr {
-    /// The address family.
-    pub fn family(&self) -> Family {
-        Family::of(&self.base)
-    }
-
-    /// Its last address.
-    pub fn last(&self) -> IpAddr {
-        match self.base {
-            IpAddr::V4(base) => {
-                let host = u32::MAX.checked_shr(u32::from(self.prefix)).unwrap_or(0);
-                Ipv4Addr::from(u32::from(base) | host).into()
-            }
-            IpAddr::V6(base) => {
-                let host = u128::MAX.checked_shr(u32::from(self.prefix)).unwrap_or(0);
-                Ipv6Addr::from(u128::from(base) | host).into()
-            }
-        }
-    }
-
-    /// Whether an address lies in it.
-    pub fn contains(&self, address: &IpAddr) -> bool {
-        Family::of(address) == self.family() && (self.base..=self.last()).contains(address)
-    }
-}
-
-impl FromStr for Cidr {
-    type Err = ();
-
-    /// Bits beyond the prefix are cleared.
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (base, prefix) = text.trim().split_once('/').ok_or(())?;
-        let base: IpAddr = base.parse().map_err(|_| ())?;
-        let prefix: u8 = prefix.parse().map_err(|_| ())?;
-        let base: IpAddr = match base {
-            IpAddr::V4(base) if prefix <= 32 => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-                Ipv4Addr::from(u32::from(base) & mask).into()
-            }
-            IpAddr::V6(base) if prefix <= 128 => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
-                Ipv6Addr::from(u128::from(base) & mask).into()
-            }
-            _ => return Err(()),
-        };
-        Ok(Self { base, prefix })
-    }
-}
-
-impl fmt::Display for Cidr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.base, self.prefix)
     }
 }
 
@@ -229,7 +146,7 @@ pub struct Service {
 impl Service {
     /// Its cluster address of a family.
     pub fn cluster_ip(&self, family: Family) -> Option<IpAddr> {
-        self.cluster_ips.iter().find(|ip| Family::of(ip) == family).copied()
+        self.cluster_ips.iter().find(|ip| Family::of(**ip) == family).copied()
     }
 
     /// Whether packets to it are this proxy's work.
@@ -403,7 +320,7 @@ impl Services {
                 for endpoint in &slice.endpoints {
                     let at = (endpoint.address, listens.port);
                     let known = found.contains_key(&at) && endpoint.terminating;
-                    if Family::of(&endpoint.address) == family && !slice.unproxied && !known {
+                    if Family::of(endpoint.address) == family && !slice.unproxied && !known {
                         found.insert(at, endpoint);
                     }
                 }

@@ -10,8 +10,9 @@ use alloc::vec::Vec;
 use core::fmt::{self, Display};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::model::{Cidr, Family, Protocol};
+use crate::model::Protocol;
 use crate::sets::Set;
+use knarr_api::ip::{Cidr, Family};
 
 /// One field of a set's key or of a map's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,9 +12,10 @@ use core::net::IpAddr;
 
 use crate::chains::{self, Frontend, LOCAL_BASE, Local, Pick, Shared};
 use crate::choose::{Backend, Choice, Place, choose, is_external};
-use crate::model::{Cidr, Family, Key, Policy, Service, ServicePort, Services};
+use crate::model::{Key, Policy, Service, ServicePort, Services};
 use crate::nft::{Bytes, Chain, Element, ElementKey, Value, Verdict};
 use crate::sets::{Role, Set};
+use knarr_api::ip::{Cidr, Family};
 
 /// What does not change while a proxy runs.
 #[derive(Clone, Debug, Default)]
@@ -202,7 +203,7 @@ impl Rules {
 }
 
 fn node_ip(address: &IpAddr) -> Element {
-    let set = Set { role: Role::NodeIps, family: Family::of(address) };
+    let set = Set { role: Role::NodeIps, family: Family::of(*address) };
     (ElementKey { set, key: Bytes::default().address(address).done() }, Value::Member)
 }
 
@@ -276,7 +277,7 @@ impl PortPlan<'_> {
         }
         self.internal(cluster_ip, plan);
         if is_external(self.service, self.port) {
-            let own = |ip: &&IpAddr| Family::of(ip) == self.family;
+            let own = |ip: &&IpAddr| Family::of(**ip) == self.family;
             let ips = self.service.external_ips.iter().chain(&self.service.ingress_ips);
             for ip in ips.filter(own) {
                 self.external(Frontend::Address, *ip, self.port.port, plan);
@@ -374,17 +375,17 @@ impl PortPlan<'_> {
         if sources.is_empty() {
             return;
         }
-        let ips = self.service.ingress_ips.iter().filter(|ip| Family::of(ip) == self.family);
-        if sources.iter().any(|cidr| self.nodes.own.iter().any(|ip| cidr.contains(ip))) {
-            let prefix = if self.family == Family::V4 { 32 } else { 128 };
-            sources.extend(ips.clone().map(|ip| Cidr { base: *ip, prefix }));
+        let ips = self.service.ingress_ips.iter().filter(|ip| Family::of(**ip) == self.family);
+        if sources.iter().any(|cidr| self.nodes.own.iter().any(|ip| cidr.contains(*ip))) {
+            let prefix = self.family.bits();
+            sources.extend(ips.clone().filter_map(|ip| Cidr::new(*ip, prefix)));
         }
         for ip in ips {
             let key = self.key(*ip, self.port.port);
             plan.put(self.family, Role::Firewall, key.clone(), Value::Member);
             for cidr in outermost(&sources) {
                 let last = key.clone().address(&cidr.last()).done();
-                let first = key.clone().address(&cidr.base);
+                let first = key.clone().address(&cidr.network());
                 plan.put(self.family, Role::Sources, first, Value::Until(last));
             }
         }
@@ -393,6 +394,6 @@ impl PortPlan<'_> {
 
 /// Ranges without those that lie in others: the kernel wants no overlaps.
 fn outermost(ranges: &[Cidr]) -> BTreeSet<Cidr> {
-    let inside = |a: &Cidr, b: &Cidr| a != b && b.contains(&a.base) && b.prefix <= a.prefix;
+    let inside = |a: &Cidr, b: &Cidr| a != b && b.contains(a.network()) && b.prefix() <= a.prefix();
     ranges.iter().filter(|a| !ranges.iter().any(|b| inside(a, b))).copied().collect()
 }

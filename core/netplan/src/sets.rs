@@ -3,8 +3,8 @@
 use alloc::vec::Vec;
 use core::fmt::{self, Display};
 
-use crate::model::Family;
 use crate::nft::Field;
+use knarr_api::ip::Family;
 
 /// What a set or map is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -182,6 +182,8 @@ pub struct Mount {
     pub container_path: String,
     /// Absolute path on the host; made as a folder when missing.
     pub host_path: String,
+    /// What of the host path is shown, relative and looked up beneath it; empty for all of it.
+    pub sub_path: String,
     /// Refuse writing through this mount (not through mounts below it).
     pub readonly: bool,
     /// Refuse writing through all mounts below it too.

@@ -313,6 +313,7 @@ fn bind(mount: &Mount) -> MountSpec {
         target: mount.container_path.clone(),
         kind: MountKind::Bind {
             source: mount.host_path.clone(),
+            sub_path: mount.sub_path.clone(),
             propagation: mount.propagation,
             recursive_read_only: mount.recursive_read_only,
         },
@@ -327,6 +328,11 @@ fn mounts(config: &ContainerConfig, shm: &str) -> Result<Vec<MountSpec>, Generat
         if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
             return Err(GenerateError::Path(path.clone()));
         }
+    }
+    let subs = asked.iter().map(|mount| &mount.sub_path);
+    let leaves = |sub: &&String| sub.starts_with('/') || sub.split('/').any(|part| part == "..");
+    if let Some(sub) = { subs }.find(leaves) {
+        return Err(GenerateError::Path(sub.clone()));
     }
     let parts = |path: &str| path.split('/').filter(|part| !part.is_empty()).count();
     asked.sort_by_key(|mount| parts(&mount.container_path));

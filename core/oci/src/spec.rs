@@ -125,6 +125,9 @@ pub enum MountKind {
     Bind {
         /// Absolute host path.
         source: String,
+        /// What of it is shown: a path that is looked up beneath it; empty for all of it.
+        #[serde(default)]
+        sub_path: String,
         /// Propagation.
         propagation: MountPropagation,
         /// Whether read-only holds for mounts below too.

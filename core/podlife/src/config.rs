@@ -9,10 +9,11 @@ use alloc::vec::Vec;
 use knarr_api::quantity::Quantity;
 use knarr_oci::cri;
 use knarr_oci::generate::{DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS};
-use knarr_typed::k8s_openapi::api::core::v1::{SecurityContext, VolumeMount};
+use knarr_typed::k8s_openapi::api::core::v1::SecurityContext;
 use knarr_typed::{Container, Pod, PodSpec};
 
 use crate::env::expand;
+use crate::mounts::mounts;
 
 /// Where a Pod's things lie on the node.
 #[derive(Clone, Debug)]
@@ -157,7 +158,7 @@ pub fn container(
         args: expanded(&container.args),
         working_dir: word(&container.working_dir),
         envs: envs.collect(),
-        mounts: mounts(container, given)?,
+        mounts: mounts(pod, container, given)?,
         log_path: format!("{}/{attempt}.log", container.name),
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
@@ -199,43 +200,6 @@ fn check_non_root(
     let uid = word(&pod.metadata.uid);
     let whose = format!("{name}_{namespace}({uid})");
     Err(format!("{why} (pod: {whose:?}, container: {})", container.name))
-}
-
-fn mounts(container: &Container, given: &Given) -> Result<Vec<cri::Mount>, ConfigError> {
-    let files = given.files.iter().map(|(inside, outside)| cri::Mount {
-        container_path: inside.clone(),
-        host_path: outside.clone(),
-        ..cri::Mount::default()
-    });
-    let mut mounts: Vec<cri::Mount> = files.collect();
-    for mount in container.volume_mounts.iter().flatten() {
-        mounts.push(volume_mount(mount, given)?);
-    }
-    Ok(mounts)
-}
-
-fn volume_mount(mount: &VolumeMount, given: &Given) -> Result<cri::Mount, ConfigError> {
-    let volume = given.volumes.get(&mount.name);
-    let volume = volume.ok_or_else(|| format!("cannot find volume {:?} to mount", mount.name))?;
-    let propagation = match mount.mount_propagation.as_deref() {
-        Some("Bidirectional") => cri::MountPropagation::Bidirectional,
-        Some("HostToContainer") => cri::MountPropagation::HostToContainer,
-        _ => cri::MountPropagation::default(),
-    };
-    let sub = word(&mount.sub_path);
-    if sub.split('/').any(|part| part == "..") || sub.starts_with('/') {
-        return Err(format!("subPath {sub:?} of volume {:?} leaves the volume", mount.name));
-    }
-    if !sub.is_empty() || mount.sub_path_expr.is_some() {
-        return Err(format!("volume {:?}: subPath is not served yet", mount.name));
-    }
-    Ok(cri::Mount {
-        container_path: mount.mount_path.clone(),
-        host_path: volume.clone(),
-        readonly: mount.read_only.unwrap_or(false),
-        propagation,
-        ..cri::Mount::default()
-    })
 }
 
 /// An amount of a resource in its base unit's thousandths (cpu) or units (memory).

@@ -5,18 +5,22 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use knarr_oci::cri::{ContainerState, ContainerStatus, PodSandboxState, PodSandboxStatus};
 use knarr_typed::{Container, Pod, PodSpec};
 
 use crate::backoff::{Backoffs, retry_at};
+use crate::probes::{self, ProbeKind, Probes};
 use crate::pulls::{self, Verdict, Wait};
+use crate::restart::restarts;
 use crate::status::{self, Waiting};
-use crate::{Action, Decision, Observed, PodEvent};
+use crate::{Action, Decision, Memory, Observed, PodEvent};
 
 const DEFAULT_GRACE_SECONDS: i64 = 30;
 /// What a sidecar has at least, if there is a grace period at all.
 const MIN_GRACE_SECONDS: i64 = 2;
+/// The exit code of a process that was killed.
+const KILLED: i32 = 137;
 
 /// A Pod as the decision sees it.
 pub(crate) struct Look<'a> {
@@ -24,17 +28,23 @@ pub(crate) struct Look<'a> {
     pub(crate) spec: &'a PodSpec,
     pub(crate) observed: &'a Observed,
     pub(crate) now: Timestamp,
+    pub(crate) probes: &'a Probes,
 }
 
 /// Decides what a Pod needs next and what is to be reported of it. `None` when the Pod has no spec.
 pub fn decide(
     pod: &Pod,
     observed: &Observed,
-    backoffs: &mut Backoffs,
+    memory: &mut Memory,
     now: Timestamp,
 ) -> Option<Decision> {
-    let look = Look { pod, spec: pod.spec.as_ref()?, observed, now };
+    let spec = pod.spec.as_ref()?;
+    let due = memory.probes.look(pod, observed, now);
+    let Memory { backoffs, probes } = memory;
+    let look = Look { pod, spec, observed, now, probes };
     let mut steps = Steps { backoffs, decision: Decision::default(), waiting: Waiting::default() };
+    steps.decision.actions = due.actions;
+    steps.decision.wake = due.wake;
     if look.deleting() {
         steps.terminate(&look);
     } else if look.over() {
@@ -77,9 +87,14 @@ impl<'a> Look<'a> {
     }
 
     fn grace(&self) -> u64 {
-        let asked = self.pod.metadata.deletion_grace_period_seconds;
-        let own = self.spec.termination_grace_period_seconds;
-        asked.or(own).unwrap_or(DEFAULT_GRACE_SECONDS).max(0).unsigned_abs()
+        grace(self.pod)
+    }
+
+    /// The grace period of a container that failed a probe: the probe may have its own.
+    fn grace_after(&self, container: &Container, failed: ProbeKind) -> u64 {
+        let probe = probes::of(container, failed);
+        let own = probe.and_then(|probe| probe.termination_grace_period_seconds);
+        own.map_or_else(|| self.grace(), |own| own.max(0).unsigned_abs())
     }
 
     /// What the others left of the grace period to the sidecars.
@@ -91,7 +106,19 @@ impl<'a> Look<'a> {
 
     /// Whether the Pod has done all it ever will.
     pub(crate) fn over(&self) -> bool {
-        self.final_phase().is_some() || self.restart_policy() != "Always" && self.all_ended()
+        self.final_phase().is_some() || self.expired() || self.all_ended()
+    }
+
+    /// When the Pod has been active for as long as it may be.
+    pub(crate) fn deadline(&self) -> Option<Timestamp> {
+        let seconds = self.spec.active_deadline_seconds?;
+        let began = self.pod.status.as_ref()?.start_time.as_ref()?.0;
+        began.checked_add(SignedDuration::from_secs(seconds)).ok()
+    }
+
+    /// Whether that is behind it.
+    pub(crate) fn expired(&self) -> bool {
+        self.deadline().is_some_and(|deadline| deadline <= self.now)
     }
 
     /// The phase that was reported, if a Pod never leaves it.
@@ -103,7 +130,8 @@ impl<'a> Look<'a> {
     fn all_ended(&self) -> bool {
         let ended = |container: &Container| {
             let run = self.newest(&container.name);
-            run.is_some_and(|run| run.state == ContainerState::Exited && !self.restarts(run))
+            let ended = |run: &ContainerStatus| run.state == ContainerState::Exited;
+            run.is_some_and(|run| ended(run) && !self.restarts(container, run))
         };
         self.init_failed() || self.spec.containers.iter().all(ended)
     }
@@ -112,20 +140,57 @@ impl<'a> Look<'a> {
     pub(crate) fn init_failed(&self) -> bool {
         let failed = |container: &Container| {
             let run = self.newest(&container.name);
-            run.is_some_and(|run| run.state == ContainerState::Exited && run.exit_code != 0)
+            let over = |run: &ContainerStatus| {
+                let failed = run.state == ContainerState::Exited && run.exit_code != 0;
+                failed && !self.restarts(container, run)
+            };
+            run.is_some_and(over)
         };
         let inits = self.inits().iter().filter(|container| !is_sidecar(container));
-        self.restart_policy() == "Never" && { inits }.any(failed)
+        { inits }.any(failed)
     }
 
     /// Whether a run that ended is to be followed by another.
-    fn restarts(&self, run: &ContainerStatus) -> bool {
-        match self.restart_policy() {
-            "Never" => false,
-            "OnFailure" => run.exit_code != 0,
-            _ => true,
-        }
+    pub(crate) fn restarts(&self, container: &Container, run: &ContainerStatus) -> bool {
+        let policy = match (is_init(self.spec, container), self.restart_policy()) {
+            (true, "Always") => "OnFailure",
+            (_, policy) => policy,
+        };
+        // One that was killed for a probe it failed did not end well, whatever it says.
+        let code = match self.probes.failed(container, run) {
+            Some(_) if run.exit_code == 0 => KILLED,
+            _ => run.exit_code,
+        };
+        restarts(container, policy, code)
     }
+
+    /// Whether a run's process runs and what belongs to its start is through.
+    pub(crate) fn lives(&self, run: &ContainerStatus) -> bool {
+        run.state == ContainerState::Running && !self.observed.starting.contains(&run.metadata.name)
+    }
+
+    /// Whether a run is through with starting.
+    pub(crate) fn started(&self, container: &Container, run: &ContainerStatus) -> bool {
+        self.lives(run) && self.probes.started(container, run)
+    }
+
+    /// Whether a run takes requests.
+    pub(crate) fn ready(&self, container: &Container, run: &ContainerStatus) -> bool {
+        self.started(container, run) && self.probes.ready(container, run)
+    }
+}
+
+/// Whether it is an init container, and no sidecar.
+fn is_init(spec: &PodSpec, container: &Container) -> bool {
+    let mut inits = spec.init_containers.iter().flatten();
+    !is_sidecar(container) && inits.any(|init| init.name == container.name)
+}
+
+/// Seconds that a Pod's containers have to end.
+pub fn grace(pod: &Pod) -> u64 {
+    let asked = pod.metadata.deletion_grace_period_seconds;
+    let own = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+    asked.or(own).unwrap_or(DEFAULT_GRACE_SECONDS).max(0).unsigned_abs()
 }
 
 /// Whether an init container goes on beside the others (KEP-753).
@@ -160,7 +225,7 @@ impl Steps<'_> {
 
     /// On its way out: containers first, sidecars after the others, then all the rest.
     fn terminate(&mut self, look: &Look<'_>) {
-        if self.kill_running(look) {
+        if self.kill_running(look) || !look.observed.starting.is_empty() {
             return;
         }
         for sandbox in look.observed.sandboxes.iter().filter(|s| s.state == PodSandboxState::Ready)
@@ -179,9 +244,7 @@ impl Steps<'_> {
 
     /// Ends what runs, the sidecars last and backwards; whether there was something.
     fn kill_running(&mut self, look: &Look<'_>) -> bool {
-        let active = |c: &&ContainerStatus| {
-            matches!(c.state, ContainerState::Running | ContainerState::Created)
-        };
+        let active = |c: &&ContainerStatus| c.state == ContainerState::Running;
         let place = |c: &ContainerStatus| {
             let is_it = |init: &Container| is_sidecar(init) && init.name == c.metadata.name;
             look.inits().iter().position(is_it).unwrap_or(usize::MAX)
@@ -190,16 +253,50 @@ impl Steps<'_> {
         let Some(last) = running().map(place).max() else { return false };
         let grace = if last == usize::MAX { look.grace() } else { look.grace_left() };
         for container in running().filter(|c| grace == 0 || place(c) == last) {
-            let name = container.metadata.name.clone();
-            self.event(false, "Killing", format!("Stopping container {name}"));
-            self.act(Action::Kill { id: container.id.clone(), name, grace });
+            let text = format!("Stopping container {}", container.metadata.name);
+            self.kill(look, container, grace, text);
         }
         true
     }
 
+    /// Has a container end, unless that is under way and no later than it would be now.
+    fn kill(&mut self, look: &Look<'_>, run: &ContainerStatus, grace: u64, text: String) {
+        let seconds = SignedDuration::from_secs(i64::try_from(grace).unwrap_or(i64::MAX));
+        let by = look.now.saturating_add(seconds).unwrap_or(Timestamp::MAX);
+        let under_way = look.observed.stopping.get(&run.id);
+        if under_way.is_some_and(|end| *end <= by) {
+            return;
+        }
+        if under_way.is_none() {
+            self.event(false, "Killing", text);
+        }
+        let name = run.metadata.name.clone();
+        self.act(Action::Kill { id: run.id.clone(), name, grace });
+    }
+
+    /// Ends a run that failed its startup or liveness probe.
+    fn kill_unwell(&mut self, look: &Look<'_>, container: &Container, run: &ContainerStatus) {
+        let Some(failed) = look.probes.failed(container, run).filter(|_| look.lives(run)) else {
+            return;
+        };
+        let what = match failed {
+            ProbeKind::Startup => "startup",
+            ProbeKind::Liveness | ProbeKind::Readiness => "liveness",
+        };
+        let mut text = format!("Container {} failed {what} probe", container.name);
+        if look.restarts(container, run) {
+            text.push_str(", will be restarted");
+        }
+        self.kill(look, run, look.grace_after(container, failed), text);
+    }
+
     /// Done for good: nothing keeps running, the logs stay until the Pod is deleted.
     fn wind_up(&mut self, look: &Look<'_>) {
-        if self.kill_running(look) {
+        let expired = look.expired() && look.final_phase().is_none();
+        if expired && self.backoffs.first_telling("", status::EXPIRED) {
+            self.event(false, "DeadlineExceeded", status::EXPIRED.to_owned());
+        }
+        if self.kill_running(look) || !look.observed.starting.is_empty() {
             return;
         }
         for sandbox in look.observed.sandboxes.iter().filter(|s| s.state == PodSandboxState::Ready)
@@ -209,6 +306,7 @@ impl Steps<'_> {
     }
 
     fn run(&mut self, look: &Look<'_>) {
+        look.deadline().into_iter().for_each(|deadline| self.wake_at(deadline));
         let Some(sandbox) = look.sandbox() else { return self.make_sandbox(look) };
         if !look.observed.prepared {
             // After a restart of the agent: volumes are checked, not made anew.
@@ -218,7 +316,7 @@ impl Steps<'_> {
             return;
         }
         for container in &look.spec.containers {
-            self.keep(look, &sandbox.id, container, look.restart_policy());
+            self.keep(look, &sandbox.id, container);
         }
     }
 
@@ -256,9 +354,9 @@ impl Steps<'_> {
             .any(|c| look.newest(&c.name).is_some_and(|run| run.pod_sandbox_id == sandbox));
         for container in look.inits() {
             if is_sidecar(container) {
-                self.keep(look, sandbox, container, "Always");
+                self.keep(look, sandbox, container);
                 let run = look.newest(&container.name);
-                if !begun && run.is_none_or(|run| run.state != ContainerState::Running) {
+                if !begun && !run.is_some_and(|run| look.started(container, run)) {
                     return false;
                 }
                 continue;
@@ -267,11 +365,7 @@ impl Steps<'_> {
             let through =
                 run.is_some_and(|run| run.state == ContainerState::Exited && run.exit_code == 0);
             if !begun && !through {
-                let policy = match look.restart_policy() {
-                    "Never" => "Never",
-                    _ => "OnFailure",
-                };
-                self.keep(look, sandbox, container, policy);
+                self.keep(look, sandbox, container);
                 return false;
             }
         }
@@ -279,25 +373,24 @@ impl Steps<'_> {
     }
 
     /// Keeps a container going as its policy says.
-    fn keep(&mut self, look: &Look<'_>, sandbox: &str, container: &Container, policy: &str) {
+    fn keep(&mut self, look: &Look<'_>, sandbox: &str, container: &Container) {
         let name = container.name.as_str();
         let runs = look.runs(name);
         let own = runs.first().filter(|run| run.pod_sandbox_id == sandbox);
         let mut attempt = runs.first().map_or(0, |run| run.metadata.attempt + 1);
         match own {
-            Some(run) if run.state == ContainerState::Running => return,
+            Some(run) if run.state == ContainerState::Running => {
+                return self.kill_unwell(look, container, run);
+            }
+            // What begins goes first, with all that belongs to it.
+            _ if !look.observed.starting.is_empty() => return,
             Some(run) if run.state == ContainerState::Created => {
                 // Made but never started: the agent stopped in between. Made anew.
                 attempt = run.metadata.attempt;
                 self.act(Action::RemoveContainer { id: run.id.clone() });
             }
             Some(run) => {
-                let again = match policy {
-                    "Never" => false,
-                    "OnFailure" => run.exit_code != 0,
-                    _ => true,
-                };
-                if !again {
+                if !look.restarts(container, run) {
                     return;
                 }
                 let (at, wait) = self.backoffs.next_start(name, run);

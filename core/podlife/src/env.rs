@@ -1,7 +1,7 @@
 //! A container's environment: literal values, references, and `$(NAME)` expansion.
 
 use alloc::borrow::ToOwned;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -13,6 +13,8 @@ use knarr_typed::k8s_openapi::api::core::v1::EnvVarSource;
 use knarr_typed::{Container, Pod};
 use serde_json::Value;
 
+use crate::volumes::Need;
+
 /// The objects that a Pod refers to, as far as they exist.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
@@ -22,6 +24,8 @@ pub struct Sources {
     pub secrets: BTreeMap<String, Value>,
     /// Service account tokens by (audience, seconds).
     pub tokens: BTreeMap<(String, i64), String>,
+    /// What could not be found out, and why.
+    pub unknown: BTreeMap<Need, String>,
 }
 
 impl Sources {
@@ -49,6 +53,8 @@ pub struct Itself {
     pub node_addresses: Vec<String>,
     /// What the node can give, for limits that are not set: (cpu in thousandths, memory in bytes).
     pub allocatable: (i64, i64),
+    /// Variables of Services: behind the container's own.
+    pub services: BTreeMap<String, String>,
 }
 
 /// The environment of a container, in order; later values win.
@@ -90,21 +96,26 @@ pub fn environment(
     }
     for env in container.env.iter().flatten() {
         let value = match (&env.value, &env.value_from) {
-            (Some(text), _) => {
+            // With an empty text a reference counts.
+            (Some(text), source) if !text.is_empty() || source.is_none() => {
                 let lookup = |name: &str| {
                     let found = envs.iter().rev().find(|(key, _)| key == name);
-                    found.map(|(_, value)| value.clone())
+                    let found = found.map(|(_, value)| value);
+                    found.or_else(|| itself.services.get(name)).cloned()
                 };
                 Some(expand(text, lookup))
             }
-            (None, Some(source)) => referred(pod, container, source, sources, itself)?,
-            (None, None) => Some(String::new()),
+            (_, Some(source)) => referred(pod, container, source, sources, itself)?,
+            (_, None) => Some(String::new()),
         };
         if let Some(value) = value {
             envs.push((env.name.clone(), value));
         }
     }
-    Ok(envs)
+    let own: BTreeSet<&String> = envs.iter().map(|(name, _)| name).collect();
+    let services = itself.services.iter().filter(|(name, _)| !own.contains(name));
+    let services: Vec<_> = services.map(|(name, value)| (name.clone(), value.clone())).collect();
+    Ok(services.into_iter().chain(envs).collect())
 }
 
 fn referred(
@@ -183,7 +194,7 @@ pub fn pod_field(pod: &Pod, path: &str, itself: &Itself) -> Result<String, Strin
 }
 
 /// A resource of a container by the downward API's name, in units of the divisor, rounded up.
-fn resource_field(
+pub(crate) fn resource_field(
     container: &Container,
     resource: &str,
     divisor: Option<&str>,

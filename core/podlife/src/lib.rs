@@ -8,17 +8,24 @@
 extern crate alloc;
 
 mod backoff;
+pub mod checks;
 pub mod config;
 mod decide;
 pub mod env;
 pub mod image_gc;
 pub mod logs;
+pub mod mounts;
 pub mod naming;
+pub mod probes;
 pub mod pulls;
+mod restart;
+pub mod services;
 mod status;
+pub mod termination;
+pub mod tokens;
 pub mod volumes;
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -26,8 +33,18 @@ use jiff::Timestamp;
 use knarr_oci::cri;
 use serde_json::Value;
 
-pub use backoff::Backoffs;
-pub use decide::decide;
+pub use decide::{decide, grace};
+
+use crate::backoff::Backoffs;
+use crate::probes::{ProbeKind, Probes};
+
+/// What is remembered of a Pod between looks at it. Soft state: it may be lost at any time.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    pub(crate) backoffs: Backoffs,
+    /// What is known from its probes.
+    pub probes: Probes,
+}
 
 /// The annotation of a container that holds what its image is reported as.
 pub const IMAGE_REF: &str = "io.knarr.image-ref";
@@ -66,6 +83,10 @@ pub struct Observed {
     pub failures: BTreeMap<String, Failure>,
     /// Whether volumes and log folder are there.
     pub prepared: bool,
+    /// Names of containers whose start is under way, with what runs right after it.
+    pub starting: BTreeSet<String>,
+    /// Ids of containers whose end is under way, and when they are killed at the latest.
+    pub stopping: BTreeMap<String, Timestamp>,
 }
 
 /// What is to be done next.
@@ -87,7 +108,8 @@ pub enum Action {
         /// How many runs of it there were before.
         attempt: u32,
     },
-    /// Make and start a container.
+    /// Make and start a container, with its hook; its end is news of its own. Those next to each
+    /// other in the list start one after the other.
     StartContainer {
         /// Its name.
         name: String,
@@ -96,8 +118,8 @@ pub enum Action {
         /// How many of it there were before.
         attempt: u32,
     },
-    /// End a container: SIGTERM, and SIGKILL after the grace period. Those next to each other in
-    /// the list end together.
+    /// End a container: its hook, SIGTERM, and SIGKILL after the grace period; its end is news of
+    /// its own.
     Kill {
         /// Its id.
         id: String,
@@ -105,6 +127,15 @@ pub enum Action {
         name: String,
         /// Seconds.
         grace: u64,
+    },
+    /// Make a probe of a container; its end is news of its own.
+    Probe {
+        /// The container's name.
+        name: String,
+        /// Which probe.
+        kind: ProbeKind,
+        /// The container's id.
+        id: String,
     },
     /// Remove what is left of a container.
     RemoveContainer {

@@ -201,7 +201,8 @@ mod tests {
 
     #[test]
     fn a_pods_own_wishes_are_added() {
-        let wishes = json!({"nameservers": ["192.0.2.9"], "searches": ["x.example", "svc.cluster.local"],
+        let wishes = json!({"nameservers": ["192.0.2.9"],
+            "searches": ["x.example", "svc.cluster.local"],
             "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]});
         let alone = json!({"containers": [], "dnsPolicy": "None", "dnsConfig": wishes});
         assert_eq!(

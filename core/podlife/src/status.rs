@@ -17,6 +17,11 @@ use crate::{IMAGE_REF, ImageState, Observed};
 const OWN_CONDITIONS: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
+/// What is said of a Pod that was active for too long.
+pub(crate) const EXPIRED: &str = "Pod was active on the node longer than the specified deadline";
+/// Bytes of all termination messages of a Pod.
+const MAX_MESSAGES: usize = 12 * 1024;
+
 /// Why containers are not running, by name: (reason, message).
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Waiting(BTreeMap<String, (String, String)>);
@@ -61,6 +66,10 @@ pub(crate) fn status(look: &Look<'_>, waiting: &Waiting) -> Value {
     if !inits.is_empty() {
         status["initContainerStatuses"] = inits.into();
     }
+    if look.expired() && phase == "Failed" {
+        status["reason"] = "DeadlineExceeded".into();
+        status["message"] = EXPIRED.into();
+    }
     addresses(look.observed, &mut status);
     status
 }
@@ -82,6 +91,9 @@ fn phase(look: &Look<'_>) -> &'static str {
     if let Some(phase) = look.final_phase() {
         return phase;
     }
+    if look.expired() && !something_runs(look) {
+        return "Failed";
+    }
     // Sidecars that still run keep the phase; a Pod on its way out starts nothing again.
     let ended = look.over() && (look.init_failed() || nothing_runs(look));
     if ended || look.deleting() && nothing_runs(look) {
@@ -90,8 +102,12 @@ fn phase(look: &Look<'_>) -> &'static str {
         return if any { "Failed" } else { "Succeeded" };
     }
     let started = |c: &Container| {
-        newest(c)
-            .is_some_and(|run| run.state != ContainerState::Created || run.metadata.attempt > 0)
+        let begun = |run: &ContainerStatus| match run.state {
+            ContainerState::Created => false,
+            ContainerState::Running => look.lives(run),
+            ContainerState::Exited | ContainerState::Unknown => true,
+        };
+        newest(c).is_some_and(|run| begun(run) || run.metadata.attempt > 0)
     };
     // Containers ended for good only because the Pod is deleted count as ended, too.
     let begun = look.spec.containers.iter().any(started);
@@ -99,12 +115,22 @@ fn phase(look: &Look<'_>) -> &'static str {
     if begun && (all || look.deleting()) { "Running" } else { "Pending" }
 }
 
-fn nothing_runs(look: &Look<'_>) -> bool {
-    !look.observed.containers.iter().any(|c| c.state == ContainerState::Running)
-        && !look.observed.containers.is_empty()
+fn something_runs(look: &Look<'_>) -> bool {
+    look.observed.containers.iter().any(|c| c.state == ContainerState::Running)
 }
 
-fn terminated(run: &ContainerStatus) -> Value {
+fn nothing_runs(look: &Look<'_>) -> bool {
+    !something_runs(look) && !look.observed.containers.is_empty()
+}
+
+/// A container's part of what all termination messages of a Pod may have.
+fn trimmed<'a>(look: &Look<'_>, message: &'a str) -> &'a str {
+    let ephemeral = look.spec.ephemeral_containers.iter().flatten().count();
+    let containers = look.spec.containers.len() + look.inits().len() + ephemeral;
+    &message[..message.floor_char_boundary(MAX_MESSAGES / containers.max(1))]
+}
+
+fn terminated(look: &Look<'_>, run: &ContainerStatus) -> Value {
     let reason = match (run.reason.as_str(), run.exit_code) {
         ("", 0) => "Completed",
         ("", _) => "Error",
@@ -114,15 +140,18 @@ fn terminated(run: &ContainerStatus) -> Value {
         "startedAt": nanos(run.started_at), "finishedAt": nanos(run.finished_at),
         "containerID": format!("knarr://{}", run.id)});
     if !run.message.is_empty() {
-        ended["message"] = run.message.as_str().into();
+        ended["message"] = trimmed(look, &run.message).into();
     }
     json!({"terminated": ended})
 }
 
-fn state(run: &ContainerStatus) -> Value {
+fn state(look: &Look<'_>, container: &Container, run: &ContainerStatus) -> Value {
     match run.state {
+        ContainerState::Running if !look.lives(run) => {
+            json!({"waiting": {"reason": default_wait(look, container)}})
+        }
         ContainerState::Running => json!({"running": {"startedAt": nanos(run.started_at)}}),
-        ContainerState::Exited => terminated(run),
+        ContainerState::Exited => terminated(look, run),
         ContainerState::Created | ContainerState::Unknown => {
             json!({"waiting": {"reason": "ContainerCreating"}})
         }
@@ -162,11 +191,10 @@ fn container(look: &Look<'_>, waiting: &Waiting, container: &Container) -> Value
     });
     let image = container.image.as_deref().unwrap_or_default();
     let newest = runs.first();
-    let running = newest.is_some_and(|run| run.state == ContainerState::Running);
     let ended = runs.iter().find(|run| run.state == ContainerState::Exited);
     let current = match (wait, newest) {
         (Some(wait), _) => wait,
-        (None, Some(run)) => state(run),
+        (None, Some(run)) => state(look, container, run),
         (None, None) => json!({"waiting": {"reason": default_wait(look, container)}}),
     };
     // What ended before is shown apart, unless it is what is shown already.
@@ -188,11 +216,14 @@ fn container(look: &Look<'_>, waiting: &Waiting, container: &Container) -> Value
     json!({
         "name": container.name, "image": image, "imageID": image_id,
         "containerID": newest.map_or(String::new(), |run| format!("knarr://{}", run.id)),
-        "ready": running && !is_init || is_init && ran_well,
-        "started": running,
+        "ready": match is_init {
+            true => ran_well,
+            false => newest.is_some_and(|run| look.ready(container, run)),
+        },
+        "started": newest.is_some_and(|run| look.started(container, run)),
         "restartCount": newest.map_or(0, |run| run.metadata.attempt),
         "state": current,
-        "lastState": last.map_or(json!({}), |run| terminated(run)),
+        "lastState": last.map_or(json!({}), |run| terminated(look, run)),
     })
 }
 
@@ -224,6 +255,7 @@ fn conditions(look: &Look<'_>, phase: &str, apps: &[Value], inits: &[Value]) -> 
         (true, _) => Ok(()),
         (false, _) => Err(("ContainersNotInitialized", named("incomplete status", &uninitialized))),
     };
+    let gates = readiness.clone().and_then(|()| gates(look));
     let mut list = Vec::new();
     let sandbox = look.sandbox().is_some() && !look.observed.addresses.is_empty();
     let mut put = |kind: &str, holds: bool, why: Option<(&str, String)>| {
@@ -231,11 +263,33 @@ fn conditions(look: &Look<'_>, phase: &str, apps: &[Value], inits: &[Value]) -> 
     };
     put("PodReadyToStartContainers", sandbox && !over, None);
     put("Initialized", initialized, initialization.err());
-    put("Ready", readiness.is_ok(), readiness.clone().err());
+    put("Ready", gates.is_ok(), gates.err());
     put("ContainersReady", readiness.is_ok(), readiness.err());
     put("PodScheduled", true, None);
     list.extend(foreign(look));
     list.into()
+}
+
+/// Whether what others have to say of the Pod's readiness has been said, and well.
+fn gates(look: &Look<'_>) -> Result<(), (&'static str, String)> {
+    let told = look.pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let unmet = |kind: &str| match told.into_iter().flatten().find(|c| c.type_ == kind) {
+        None => {
+            let what = "corresponding condition of pod readiness gate";
+            Some(format!("{what} {kind:?} does not exist."))
+        }
+        Some(condition) if condition.status != "True" => {
+            let what = format!("the status of pod readiness gate {kind:?} is not \"True\"");
+            Some(format!("{what}, but {}", condition.status))
+        }
+        Some(_) => None,
+    };
+    let gates = look.spec.readiness_gates.iter().flatten();
+    let unmet: Vec<String> = gates.filter_map(|gate| unmet(&gate.condition_type)).collect();
+    match unmet.is_empty() {
+        true => Ok(()),
+        false => Err(("ReadinessGatesNotReady", unmet.join(", "))),
+    }
 }
 
 /// Conditions that others wrote, such as `DisruptionTarget`; they stand as they are.

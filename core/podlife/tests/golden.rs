@@ -15,8 +15,9 @@ use jiff::{SignedDuration, Timestamp};
 use knarr_oci::cri::{
     ContainerState, ContainerStatus, PodSandboxMetadata, PodSandboxState, PodSandboxStatus,
 };
+use knarr_podlife::probes::{Outcome, ProbeKind};
 use knarr_podlife::{
-    Action, Backoffs, Decision, Failure, ImageState, Observed, Pull, PullOutcome, decide,
+    Action, Decision, Failure, ImageState, Memory, Observed, PodEvent, Pull, PullOutcome, decide,
 };
 use serde_json::{Value, json};
 
@@ -44,7 +45,8 @@ struct World {
     pod: Value,
     now: i64,
     observed: Observed,
-    backoffs: Backoffs,
+    memory: Memory,
+    heard: Vec<PodEvent>,
     last: Decision,
     told: Vec<String>,
 }
@@ -54,8 +56,8 @@ impl World {
         let pod: Value = serde_saphyr::from_str(pod).unwrap();
         let observed =
             Observed { node_addresses: vec!["192.0.2.1".to_owned()], ..Observed::default() };
-        let (backoffs, last, told) = (Backoffs::default(), Decision::default(), Vec::new());
-        World { pod, now: 0, observed, backoffs, last, told }
+        let (memory, last, told) = (Memory::default(), Decision::default(), Vec::new());
+        World { pod, now: 0, observed, memory, heard: Vec::new(), last, told }
     }
 
     fn container(&mut self, id: &str) -> &mut ContainerStatus {
@@ -94,10 +96,21 @@ impl World {
             ["addresses", ..] => {
                 self.observed.addresses = words[1..].iter().map(ToString::to_string).collect();
             }
+            ["probe", kind, id, outcome, ..] => self.probe(kind, id, outcome, rest(4)),
+            ["starting", name] => {
+                self.observed.starting.insert(name.to_owned());
+            }
+            ["started", name] => {
+                self.observed.starting.remove(name);
+            }
+            ["stopping", id, "by", end] => {
+                self.observed.stopping.insert(id.to_owned(), time(seconds(end)));
+            }
+            ["said", id, ..] => self.container(id).message = rest(2),
             ["prepared"] => self.observed.prepared = true,
             ["agent", "restarts"] => {
                 self.observed.prepared = false;
-                self.backoffs = Backoffs::default();
+                self.memory = Memory::default();
             }
             ["phase", phase] => self.pod["status"]["phase"] = json!(phase),
             ["condition", kind, status] => {
@@ -112,6 +125,24 @@ impl World {
             }
             _ => panic!("no such change: {line}"),
         }
+    }
+
+    /// What comes of a probe.
+    fn probe(&mut self, kind: &str, id: &str, outcome: &str, text: String) {
+        let kind = match kind {
+            "startup" => ProbeKind::Startup,
+            "liveness" => ProbeKind::Liveness,
+            _ => ProbeKind::Readiness,
+        };
+        let outcome = match outcome {
+            "well" => Outcome::Success,
+            "warns" => Outcome::Warning(text),
+            "fails" => Outcome::Failure(text),
+            _ => Outcome::Error(text),
+        };
+        let pod = serde_json::from_value(self.pod.clone()).unwrap();
+        let name = id.rsplit_once('.').unwrap().0;
+        self.heard.extend(self.memory.probes.heard(&pod, (name, kind, id), &outcome));
     }
 
     /// What becomes of images and their pulls.
@@ -209,19 +240,18 @@ impl World {
             }
             Action::RemoveSandbox { id } => self.observed.sandboxes.retain(|s| s.id != id),
             Action::CleanUp => self.observed.prepared = false,
-            Action::Forget => {}
+            Action::Probe { .. } | Action::Forget => {}
         }
     }
 
     fn answer(&mut self) -> String {
         let pod = serde_json::from_value(self.pod.clone()).unwrap();
-        let Some(decision) = decide(&pod, &self.observed, &mut self.backoffs, time(self.now))
-        else {
+        let Some(decision) = decide(&pod, &self.observed, &mut self.memory, time(self.now)) else {
             return "nothing\n".to_owned();
         };
         let mut out = String::new();
         decision.actions.iter().for_each(|action| writeln!(out, "{action:?}").unwrap());
-        for event in &decision.events {
+        for event in self.heard.drain(..).chain(decision.events.iter().cloned()) {
             let kind = if event.warning { "Warning" } else { "Normal" };
             writeln!(out, "{kind} {}: {}", event.reason, event.message).unwrap();
         }
@@ -232,7 +262,14 @@ impl World {
         for line in told.iter().filter(|line| !self.told.contains(line)) {
             writeln!(out, "{line}").unwrap();
         }
-        self.pod["status"] = decision.status.clone();
+        // As a merge patch does.
+        let mut status = decision.status.clone();
+        for key in ["reason", "message"] {
+            if status[key].is_null() {
+                status[key] = self.pod["status"][key].clone();
+            }
+        }
+        self.pod["status"] = status;
         (self.last, self.told) = (decision, told);
         out
     }
@@ -241,6 +278,9 @@ impl World {
 /// A status in few lines.
 fn compact(status: &Value) -> Vec<String> {
     let mut lines = vec![format!("phase {}", status["phase"].as_str().unwrap())];
+    if let Some(reason) = status["reason"].as_str() {
+        lines.push(format!("because {reason}: {}", status["message"].as_str().unwrap()));
+    }
     for (word, list) in [("node", "hostIPs"), ("pod", "podIPs")] {
         let ips = status[list].as_array().into_iter().flatten();
         let ips: Vec<&str> = ips.map(|ip| ip["ip"].as_str().unwrap()).collect();
@@ -279,7 +319,8 @@ fn state(state: &Value) -> String {
         "waiting" => format!("waiting {} {}", text("reason"), text("message")).trim().to_owned(),
         _ => {
             let (from, to) = (since(&inner["startedAt"]), since(&inner["finishedAt"]));
-            format!("ended {} {} {from}s-{to}s", inner["exitCode"], text("reason"))
+            let ended = format!("ended {} {} {from}s-{to}s", inner["exitCode"], text("reason"));
+            format!("{ended} {}", text("message")).trim().to_owned()
         }
     }
 }

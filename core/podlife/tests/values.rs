@@ -4,7 +4,7 @@
 use knarr_oci::cri;
 use knarr_podlife::config::{Given, Paths, cgroup, container, sandbox};
 use knarr_podlife::env::{Itself, Sources, environment};
-use knarr_podlife::volumes::{Content, Need, contents, needs};
+use knarr_podlife::volumes::{Content, Need, contents, fs_group, needs};
 use knarr_typed::{Container, Pod};
 use serde_json::{Value, json};
 
@@ -29,6 +29,7 @@ fn itself() -> Itself {
         addresses: vec!["10.0.0.1".to_owned(), "fd00::1".to_owned()],
         node_addresses: vec!["192.0.2.1".to_owned()],
         allocatable: (4000, 8 << 30),
+        services: Default::default(),
     }
 }
 
@@ -128,7 +129,7 @@ fn volume(volume: Value) -> String {
     let pod = pod(json!({"containers": [], "volumes": [volume]}), "BestEffort");
     match contents(&pod, &sources(), &itself()) {
         Ok(made) => match &made[0].1 {
-            Content::Files(files) => {
+            Content::Files(files, _) => {
                 let line = |file: &knarr_podlife::volumes::File| {
                     let text = String::from_utf8_lossy(&file.bytes).into_owned();
                     format!("{} {:o} {text}", file.path, file.mode)
@@ -169,12 +170,127 @@ fn what_a_volume_lacks_is_named() {
     let item = |kind: &str, name: &str, of: &str| {
         volume(json!({kind: {name: of, "items": [{"key": "z", "path": "z"}]}}))
     };
-    assert_eq!(item("configMap", "name", "map"), "references non-existent config key: z");
+    assert_eq!(item("configMap", "name", "map"), "configmap references non-existent config key: z");
     assert_eq!(item("secret", "secretName", "secret"), "references non-existent secret key: z");
     assert_eq!(item("configMap", "name", "none"), "configmap \"none\" not found");
     let token = json!({"serviceAccountToken": {"path": "token", "audience": "other"}});
     let token = volume(json!({"projected": {"sources": [token]}}));
     assert_eq!(token, "the service account token is not there yet");
+}
+
+#[test]
+fn a_volume_in_memory_is_bounded_by_whatever_is_least() {
+    let empty = |medium: &str, limit: Option<&str>, memory: Option<&str>| {
+        let volume = json!({"name": "v", "emptyDir": {"medium": medium, "sizeLimit": limit}});
+        let limits = memory.map(|memory| json!({"memory": memory}));
+        let container = json!({"name": "c", "resources": {"limits": limits}});
+        let spec = json!({"containers": [container.clone(), container], "volumes": [volume]});
+        match contents(&pod(spec, "BestEffort"), &sources(), &itself()) {
+            Ok(made) => format!("{:?}", made[0].1),
+            Err(why) => why,
+        }
+    };
+    let memory = |limit: i64| format!("Empty {{ memory: true, limit: {limit} }}");
+    assert_eq!(empty("Memory", None, None), memory(8 << 30));
+    assert_eq!(empty("Memory", None, Some("1Mi")), memory(2 << 20));
+    assert_eq!(empty("Memory", Some("5Mi"), Some("1Mi")), memory(2 << 20));
+    assert_eq!(empty("Memory", Some("1Mi"), Some("1Mi")), memory(1 << 20));
+    assert_eq!(empty("", Some("1Mi"), None), "Empty { memory: false, limit: 1048576 }");
+    let failed = "MountVolume.SetUp failed for volume \"v\" : ";
+    let huge = empty("HugePages-2Mi", None, None);
+    assert_eq!(huge, format!("{failed}storage medium \"HugePages-2Mi\" is not served yet"));
+    let odd = empty("Odd", None, None);
+    assert_eq!(odd, format!("{failed}unknown storage medium \"Odd\""));
+}
+
+#[test]
+fn resources_are_projected_by_container() {
+    let item = |name: &str, resource: &str, divisor: &str| {
+        let field = json!({"containerName": name, "resource": resource, "divisor": divisor});
+        let volume = json!({"name": "v",
+            "downwardAPI": {"items": [{"path": "x", "resourceFieldRef": field}]}});
+        let container =
+            json!({"name": "c", "resources": {"limits": {"memory": "3Mi", "cpu": "1500m"}}});
+        let spec = json!({"containers": [container], "volumes": [volume]});
+        match contents(&pod(spec, "BestEffort"), &sources(), &itself())
+            .map(|mut made| made.remove(0).1)
+        {
+            Ok(Content::Files(files, _)) => String::from_utf8(files[0].bytes.clone()).unwrap(),
+            other => format!("{other:?}"),
+        }
+    };
+    assert_eq!(item("c", "limits.memory", "1Mi"), "3");
+    assert_eq!(item("c", "limits.memory", "0"), "3145728");
+    assert_eq!(item("c", "limits.cpu", "1"), "2");
+    assert_eq!(item("c", "limits.cpu", "1m"), "1500");
+    assert!(item("none", "limits.cpu", "1").contains("container none not found"));
+}
+
+#[test]
+fn a_token_is_its_users_alone_where_that_is_known() {
+    let owned = |security: Value, own: [Value; 2]| {
+        let volume = json!({"name": "v", "projected": {"sources": [
+            {"serviceAccountToken": {"path": "token"}}]}});
+        let [first, second] = own.map(|own| json!({"name": "c", "securityContext": own}));
+        let spec = json!({"securityContext": security, "volumes": [volume],
+            "initContainers": [first], "containers": [second]});
+        let pod = pod(spec, "BestEffort");
+        match contents(&pod, &sources(), &itself()).unwrap().remove(0).1 {
+            Content::Files(files, _) => (files[0].mode, files[0].owner, fs_group(&pod)),
+            other => panic!("{other:?}"),
+        }
+    };
+    let user = |user: i64| json!({"runAsUser": user});
+    let none = || json!({});
+    assert_eq!(owned(none(), [none(), none()]), (0o644, None, None));
+    assert_eq!(owned(user(5), [none(), none()]), (0o600, Some(5), None));
+    assert_eq!(owned(none(), [user(6), user(6)]), (0o600, Some(6), None));
+    assert_eq!(owned(user(5), [user(5), user(6)]), (0o644, None, None));
+    assert_eq!(owned(none(), [user(6), none()]), (0o644, None, None));
+    assert_eq!(owned(json!({"fsGroup": 7}), [none(), none()]), (0o600, None, Some(7)));
+}
+
+#[test]
+fn what_cannot_be_seen_is_not_taken_for_missing() {
+    let mut unseen = Sources::default();
+    let why = "failed to sync configmap cache: timed out waiting for the condition";
+    unseen.unknown.insert(Need::ConfigMap("map".to_owned()), why.to_owned());
+    let volume = json!({"name": "v", "configMap": {"name": "map", "optional": true}});
+    let pod = pod(json!({"containers": [], "volumes": [volume]}), "BestEffort");
+    let refused = contents(&pod, &unseen, &itself()).unwrap_err();
+    assert_eq!(refused, format!("MountVolume.SetUp failed for volume \"v\" : {why}"));
+}
+
+#[test]
+fn what_the_node_cannot_make_is_refused() {
+    let refused = |source: Value| {
+        let mut volume = source;
+        volume["name"] = json!("data");
+        let pod = pod(json!({"containers": [], "volumes": [volume]}), "BestEffort");
+        contents(&pod, &sources(), &itself()).unwrap_err()
+    };
+    let claim = json!({"persistentVolumeClaim": {"claimName": "c"}});
+    assert_eq!(
+        refused(claim),
+        "Unable to attach or mount volumes: unmounted volumes=[data], unattached volumes=[], \
+         failed to process volumes=[data]: persistentVolumeClaim volumes are not served yet"
+    );
+    assert!(refused(json!({"image": {"reference": "x"}})).contains("image volumes are not"));
+    let bundle = json!({"clusterTrustBundle": {"path": "x", "name": "x"}});
+    let refused = refused(json!({"projected": {"sources": [bundle]}}));
+    assert!(refused.ends_with("clusterTrustBundle projections are not served yet"), "{refused}");
+}
+
+#[test]
+fn places_for_other_volumes_are_made_inside() {
+    let volume = json!({"name": "v", "configMap": {"name": "map"}});
+    let mounts = json!([{"name": "v", "mountPath": "/etc/app"},
+        {"name": "w", "mountPath": "/etc/app/cache/deep"}, {"name": "w", "mountPath": "/etc/apple"},
+        {"name": "v", "mountPath": "/part", "subPath": "s"}, {"name": "w", "mountPath": "/part/x"}]);
+    let spec = json!({"containers": [{"name": "c", "volumeMounts": mounts}], "volumes": [volume]});
+    let made = contents(&pod(spec, "BestEffort"), &sources(), &itself()).unwrap();
+    let Content::Files(_, places) = &made[0].1 else { panic!("{made:?}") };
+    assert_eq!(places, &["cache/deep", "s/x"]);
 }
 
 #[test]
@@ -270,12 +386,12 @@ fn a_container_is_asked_for_as_written() {
 #[test]
 fn a_mount_stays_in_its_volume() {
     for (mount, error) in [
-        (json!({"name": "none"}), "cannot find volume \"none\" to mount"),
+        (json!({"name": "none"}), "cannot find volume \"none\" to mount into container \"c\""),
         (
             json!({"name": "v", "subPath": "../x"}),
-            "subPath \"../x\" of volume \"v\" leaves the volume",
+            "unable to provision SubPath `../x`: must not contain '..'",
         ),
-        (json!({"name": "v", "subPath": "/x"}), "subPath \"/x\" of volume \"v\" leaves the volume"),
+        (json!({"name": "v", "subPath": "/x"}), "error SubPath `/x` must not be an absolute path"),
     ] {
         let mut mount = mount;
         mount["mountPath"] = json!("/data");
@@ -285,6 +401,68 @@ fn a_mount_stays_in_its_volume() {
         let given = Given { volumes, ..Given::default() };
         assert_eq!(container(&pod, &only(&pod), 0, &given).unwrap_err(), error);
     }
+}
+
+/// The only mount of a container, or why there is none.
+fn mounted(volume: Value, mount: Value) -> Result<cri::Mount, String> {
+    let (mut volume, mut mount) = (volume, mount);
+    (volume["name"], mount["name"], mount["mountPath"]) = (json!("v"), json!("v"), json!("/data"));
+    let spec = json!({"containers": [{"name": "c", "volumeMounts": [mount]}], "volumes": [volume]});
+    let pod = pod(spec, "BestEffort");
+    let envs = [("A", "x"), ("EMPTY", "")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let volumes = [("v".to_owned(), "/v".to_owned())].into();
+    let given = Given { volumes, envs: envs.to_vec(), ..Given::default() };
+    container(&pod, &only(&pod), 0, &given).map(|mut made| made.mounts.remove(0))
+}
+
+#[test]
+fn parts_of_volumes_are_named_by_the_environment() {
+    let part = |mount: Value| mounted(json!({"emptyDir": {}}), mount).map(|mount| mount.sub_path);
+    assert_eq!(part(json!({"subPath": "a/b"})), Ok("a/b".into()));
+    assert_eq!(part(json!({"subPath": "$(A)"})), Ok("$(A)".into()));
+    assert_eq!(part(json!({"subPathExpr": "a/$(A)"})), Ok("a/x".into()));
+    let missing = part(json!({"subPathExpr": "$(Z)/$(EMPTY)/$(A)"}));
+    assert_eq!(missing, Err("missing value for EMPTY, Z".into()));
+    assert_eq!(
+        part(json!({"subPathExpr": "/$(A)"})),
+        Err("error SubPath `/x` must not be an absolute path".into())
+    );
+}
+
+#[test]
+fn volumes_of_files_are_for_reading() {
+    for (volume, expected) in [
+        (json!({"emptyDir": {}}), false),
+        (json!({"hostPath": {"path": "/x"}}), false),
+        (json!({"configMap": {"name": "m"}}), true),
+        (json!({"secret": {"secretName": "m"}}), true),
+        (json!({"projected": {"sources": []}}), true),
+        (json!({"downwardAPI": {"items": []}}), true),
+    ] {
+        assert_eq!(mounted(volume.clone(), json!({})).unwrap().readonly, expected, "{volume}");
+    }
+}
+
+#[test]
+fn mounts_below_are_read_only_too_if_that_can_be() {
+    let recursive = |mount: Value| {
+        mounted(json!({"emptyDir": {}}), mount).map(|mount| mount.recursive_read_only)
+    };
+    let ask = |mode: &str| json!({"recursiveReadOnly": mode, "readOnly": true});
+    assert_eq!(recursive(ask("Disabled")), Ok(false));
+    assert_eq!(recursive(ask("Enabled")), Ok(true));
+    assert_eq!(recursive(ask("IfPossible")), Ok(true));
+    let failed = "failed to resolve recursive read-only mode: ";
+    assert_eq!(
+        recursive(ask("Odd")),
+        Err(format!("{failed}unknown recursive read-only mode \"Odd\""))
+    );
+    let mut both = ask("Enabled");
+    both["mountPropagation"] = json!("Bidirectional");
+    let refused = recursive(both).unwrap_err();
+    assert!(refused.ends_with("not compatible with propagation \"Bidirectional\""), "{refused}");
+    let refused = recursive(json!({"recursiveReadOnly": "Enabled"})).unwrap_err();
+    assert!(refused.ends_with("but it is not read-only"), "{refused}");
 }
 
 #[test]

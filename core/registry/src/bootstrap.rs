@@ -10,7 +10,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 
-use knarr_api::ip::Family;
+use knarr_api::ip::{Class, Family};
 use serde_json::{Value, json};
 
 use crate::call::Config;
@@ -56,7 +56,6 @@ fn services(config: &Config) -> Vec<Value> {
     let cidrs: Vec<String> = config.service_cidrs.iter().map(ToString::to_string).collect();
     let dns: Vec<String> = dns_addresses(config).iter().map(ToString::to_string).collect();
     let policy = if dns.len() > 1 { "RequireDualStack" } else { "SingleStack" };
-    let port = |name: &str, protocol: &str, port: u16| json!({"name": name, "protocol": protocol, "port": port});
     let secure = config.advertise.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
     let secure: u16 = secure.unwrap_or(6443);
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
@@ -79,10 +78,18 @@ fn services(config: &Config) -> Vec<Value> {
     .into()
 }
 
+fn port(name: &str, protocol: &str, number: u16) -> Value {
+    json!({"name": name, "protocol": protocol, "port": number})
+}
+
 /// The addresses behind the Service `kubernetes`, as Endpoints and as an EndpointSlice: they follow
 /// the API server's address, so they are put, not only made.
 pub fn api_server_endpoints(config: &Config) -> Vec<Value> {
-    let Ok(at) = config.advertise.parse::<SocketAddr>() else { return Vec::new() };
+    let at = config.advertise.parse::<SocketAddr>().ok();
+    // A server on loopback is for this machine alone: no Pod reaches it.
+    let Some(at) = at.filter(|at| Class::of(at.ip()).no_endpoint().is_none()) else {
+        return Vec::new();
+    };
     let family = Family::of(at.ip()).word();
     let (address, port) = (at.ip().to_string(), at.port());
     let port = json!([{"name": "https", "protocol": "TCP", "port": port}]);

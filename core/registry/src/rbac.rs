@@ -6,6 +6,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use knarr_api::FieldSelector;
 use serde_json::{Value, json};
 
 use crate::object::{strings, text};
@@ -24,6 +25,16 @@ pub(crate) struct Attributes {
     pub(crate) path: Option<String>,
 }
 
+/// The object that a request is about: a collection narrowed to one name counts as that object.
+fn name_of(info: &RequestInfo) -> String {
+    let many = ["list", "watch", "deletecollection"].contains(&info.verb);
+    if !many || !info.object.name.is_empty() {
+        return info.object.name.clone();
+    }
+    let fields = FieldSelector::parse(info.query.get("fieldSelector")).unwrap_or_default();
+    fields.exact("metadata.name").unwrap_or_default().to_owned()
+}
+
 impl Attributes {
     pub(crate) fn of(info: &RequestInfo) -> Self {
         let resource = match info.subresource.as_str() {
@@ -35,7 +46,7 @@ impl Attributes {
             group: info.group.clone(),
             resource,
             namespace: info.authz_namespace().to_owned(),
-            name: info.object.name.clone(),
+            name: name_of(info),
             path: (!info.is_resource()).then(|| info.path.clone()),
         }
     }
@@ -226,6 +237,26 @@ mod tests {
             namespace: namespace.into(),
             name: name.into(),
             ..Attributes::default()
+        }
+    }
+
+    #[test]
+    fn a_collection_of_one_name_counts_as_that_object() {
+        use crate::auth::Credential;
+        use crate::request::{Method, Request};
+        use knarr_api::Catalog;
+        for (query, expected) in [
+            ("watch=true&fieldSelector=metadata.name%3Dm", "m"),
+            ("fieldSelector=metadata.name%3D%3Dm", "m"),
+            ("fieldSelector=metadata.name%21%3Dm", ""),
+            ("fieldSelector=metadata.namespace%3Dm", ""),
+            ("", ""),
+        ] {
+            let path = "/api/v1/namespaces/a/configmaps";
+            let mut request = Request::new(Method::Get, path, Credential::None);
+            request.query = query.to_owned();
+            let found = Attributes::of(&RequestInfo::parse(&request, &Catalog::builtin()));
+            assert_eq!(found.name, expected, "{query}");
         }
     }
 

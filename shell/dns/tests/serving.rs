@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use bytes::Bytes;
 use knarr_dns::{Answerer, DnsConfig, Forwarder, Known, Resolvers, StubDomain, serve};
 use knarr_dns_zone::{Clients, Code, Query, Record, Reply, Zone, addresses_in, kind};
 use knarr_netplan::Services;
@@ -88,14 +87,15 @@ impl Served {
     /// A node's DNS with one Service of each kind, whose stub domain is the world's.
     async fn new(servers: Vec<SocketAddr>) -> Self {
         let mut zone = Zone::new("cluster.local", vec!["10.0.0.0/8".parse().unwrap()]);
-        for service in [
-            r#"{"metadata":{"name":"web","namespace":"a"},"spec":{"clusterIP":"10.43.0.5","clusterIPs":["10.43.0.5"],"ports":[]}}"#,
-            r#"{"metadata":{"name":"far","namespace":"a"},"spec":{"type":"ExternalName","externalName":"www.example.com"}}"#,
-            r#"{"metadata":{"name":"near","namespace":"a"},"spec":{"type":"ExternalName","externalName":"web.a.svc.cluster.local"}}"#,
-            r#"{"metadata":{"name":"loop","namespace":"a"},"spec":{"type":"ExternalName","externalName":"loop.a.svc.cluster.local"}}"#,
+        for (name, spec) in [
+            ("web", r#"{"clusterIP":"10.43.0.5","clusterIPs":["10.43.0.5"],"ports":[]}"#),
+            ("far", r#"{"type":"ExternalName","externalName":"www.example.com"}"#),
+            ("near", r#"{"type":"ExternalName","externalName":"web.a.svc.cluster.local"}"#),
+            ("loop", r#"{"type":"ExternalName","externalName":"loop.a.svc.cluster.local"}"#),
         ] {
-            let change = Change::Put(Bytes::from_static(service.as_bytes()), 1);
-            zone.apply(Services::SERVICES, &change).unwrap();
+            let service =
+                format!(r#"{{"metadata":{{"name":"{name}","namespace":"a"}},"spec":{spec}}}"#);
+            zone.apply(Services::SERVICES, &Change::Put(service.into(), 1)).unwrap();
         }
         let mut clients = Clients::default();
         let pod =

@@ -104,7 +104,7 @@ impl Conntrack {
     /// # Errors
     /// [`NetfilterError`].
     pub fn forget(&mut self, flow: &Flow) -> Result<(), NetfilterError> {
-        let family = Family::of(&flow.source.0);
+        let family = Family::of(flow.source.0);
         let mut ask = Messages::default();
         ask.begin(DELETE, F_ACK, family_number(family), 0);
         put_tuple(&mut ask, flow);

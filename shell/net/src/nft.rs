@@ -486,7 +486,7 @@ fn range(out: &mut Messages, side: Side, sense: Sense, cidr: &Cidr) {
         std::net::IpAddr::V4(v4) => v4.octets().to_vec(),
         std::net::IpAddr::V6(v6) => v6.octets().to_vec(),
     };
-    let (base, last) = (octets(cidr.base), octets(cidr.last()));
+    let (base, last) = (octets(cidr.network()), octets(cidr.last()));
     let mask: Vec<u8> = base.iter().zip(&last).map(|(first, last)| !(first ^ last)).collect();
     payload(out, address(cidr.family(), side), R0);
     bitwise(out, &mask, &vec![0; mask.len()]);

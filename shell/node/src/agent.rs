@@ -15,6 +15,7 @@ use knarr_pki::Signed;
 use knarr_podlife::config::Paths;
 use knarr_podlife::image_gc::Policy;
 use knarr_podlife::naming::ClusterDns;
+use knarr_podlife::services::Services;
 use knarr_reconcile::Change;
 use knarr_sandbox::{Config, Event, Events, Runtime};
 use knarr_typed::{Pod, Typed};
@@ -25,8 +26,9 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::access::Access;
+use crate::refresh::Referred;
 use crate::worker::Worker;
-use crate::{PODS, image_gc, report, serve};
+use crate::{PODS, image_gc, links, report, serve};
 
 /// Watch items waiting for the agent.
 const MAX_ITEMS: usize = 256;
@@ -122,6 +124,10 @@ pub(crate) struct Node {
     pub(crate) cpus: i64,
     /// Events on their way to the API server, (namespace, event): no Pod waits for them.
     pub(crate) events: mpsc::Sender<(String, Value)>,
+    /// The Services that containers are told of.
+    pub(crate) services: watch::Sender<Services>,
+    /// ConfigMaps and Secrets of the Pods here.
+    pub(crate) referred: Arc<Referred>,
     /// Counts what the runtime told, for whoever waits for a container's end.
     pub(crate) exits: watch::Sender<u64>,
 }
@@ -186,6 +192,8 @@ pub async fn run(
     let node = Arc::new(Node {
         events: events_send,
         exits: watch::Sender::new(0),
+        services: watch::Sender::new(Services::default()),
+        referred: Arc::default(),
         network: Network::open().map_err(machine)?,
         pool: Mutex::new(None),
         runtime: Arc::new(runtime),
@@ -204,6 +212,7 @@ pub async fn run(
     let mut tasks = JoinSet::new();
     tasks.spawn(report::record(node.client.clone(), events_queue));
     tasks.spawn(report::heartbeat(node.clone()));
+    tasks.spawn(links::follow(node.clone()));
     tasks.spawn(image_gc::collect(node.clone()));
     tasks.spawn(serve::serve(node.clone(), listener, drain.clone()));
     let (send, items) = mpsc::channel(MAX_ITEMS);

@@ -7,12 +7,18 @@
 
 mod access;
 mod agent;
+mod checks;
+mod atomic;
 mod files;
 mod image_gc;
+mod insecure;
 mod join;
+mod life;
+mod links;
 mod logs;
 mod pulls;
 mod query;
+mod refresh;
 mod report;
 mod serve;
 mod streams;

@@ -3,13 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use knarr_api::{ObjectKey, Reason, Resource};
+use knarr_api::{ObjectKey, Reason};
 use knarr_client::{Client, ClientError, PatchType};
 use knarr_net::{Pool, Subnet};
 use knarr_podlife::PodEvent;
-use knarr_podlife::env::Sources;
 use knarr_podlife::image_gc::reported;
-use knarr_podlife::volumes::{Need, needs};
 use knarr_typed::Pod;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -18,9 +16,6 @@ use tracing::{debug, info, warn};
 use crate::agent::Node;
 use crate::{EVENTS, LEASES, NODES, now, stamp};
 
-const CONFIG_MAPS: Resource = Resource::new("v1", "configmaps");
-const SECRETS: Resource = Resource::new("v1", "secrets");
-const ACCOUNTS: Resource = Resource::new("v1", "serviceaccounts");
 const MAX_PODS: u32 = 110;
 const LEASE_SECONDS: u64 = 40;
 /// A quarter of the lease, as upstream's kubelet renews it.
@@ -295,50 +290,4 @@ fn record_event(
     if node.events.try_send((key.namespace.clone(), object)).is_err() {
         debug!(%key, reason, "too many events: one is dropped");
     }
-}
-
-/// Fetches what a Pod refers to; what is not there is left out.
-pub(crate) async fn sources(node: &Node, pod: &Pod) -> Sources {
-    let mut sources = Sources::default();
-    let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-    for need in needs(pod) {
-        match need {
-            Need::ConfigMap(name) => {
-                let key = ObjectKey::new(&namespace, &name);
-                if let Ok(map) = node.client.get(CONFIG_MAPS, &key).await {
-                    sources.config_maps.insert(name, map);
-                }
-            }
-            Need::Secret(name) => {
-                let key = ObjectKey::new(&namespace, &name);
-                if let Ok(secret) = node.client.get(SECRETS, &key).await {
-                    sources.secrets.insert(name, secret);
-                }
-            }
-            Need::Token(audience, seconds) => match token(node, pod, &audience, seconds).await {
-                Ok(token) => drop(sources.tokens.insert((audience, seconds), token)),
-                Err(error) => warn!(%error, "a service account token was refused"),
-            },
-        }
-    }
-    sources
-}
-
-async fn token(
-    node: &Node,
-    pod: &Pod,
-    audience: &str,
-    seconds: i64,
-) -> Result<String, ClientError> {
-    let spec = pod.spec.as_ref();
-    let account = spec.and_then(|spec| spec.service_account_name.clone());
-    let key = crate::worker::key(pod);
-    let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": key.name,
-        "uid": pod.metadata.uid});
-    let audiences: Vec<&str> = [audience].into_iter().filter(|a| !a.is_empty()).collect();
-    let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
-        "spec": {"audiences": audiences, "expirationSeconds": seconds, "boundObjectRef": bound}});
-    let account = ObjectKey::new(key.namespace, account.unwrap_or("default".to_owned()));
-    let answer = node.client.create_sub(ACCOUNTS, &account, "token", &request).await?;
-    Ok(answer.pointer("/status/token").and_then(Value::as_str).unwrap_or_default().to_owned())
 }

@@ -1,39 +1,62 @@
 //! One Pod's task: look, decide, do, look again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use jiff::{SignedDuration, Timestamp};
 use knarr_api::ObjectKey;
 use knarr_client::PatchType;
 use knarr_net::Attachment;
-use knarr_oci::cri::{ContainerStatus, Image};
+use knarr_oci::cri::{ContainerState, ContainerStatus, Image};
 use knarr_oci::reference::Reference;
 use knarr_oci::spec::NetworkNs;
+use knarr_podlife::checks::Hook;
 use knarr_podlife::config::{self, Given};
-use knarr_podlife::env::{self, Itself, Sources};
+use knarr_podlife::env::{self, Itself};
 use knarr_podlife::naming;
-use knarr_podlife::{Action, Backoffs, Decision, Failure, IMAGE_REF, ImageState, Observed, decide};
-use knarr_sandbox::CreateContainer;
+use knarr_podlife::probes::{self, Outcome, ProbeKind};
+use knarr_podlife::termination;
+use knarr_podlife::{Action, Decision, Failure, IMAGE_REF, ImageState, Memory, Observed, decide};
 use knarr_typed::{Container, Pod};
 use serde_json::{Value, json};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use crate::agent::{Node, UID_LABEL};
+use crate::life::{self, End, Start};
 use crate::pulls::{Pulls, may_use};
+use crate::{PODS, checks, files, links, now, report};
+use crate::refresh::Volumes;
 use crate::{PODS, files, now, report};
 
 /// A step that failed: the container's waiting reason, and what went wrong.
-struct StepError {
+pub(crate) struct StepError {
     reason: &'static str,
     message: String,
 }
 
-fn step(reason: &'static str) -> impl Fn(&dyn std::fmt::Display) -> StepError {
+/// News of what goes on beside a Pod's task.
+enum Done {
+    /// A container began, or not.
+    Started(String, Result<(), StepError>),
+    /// A container ended, or not.
+    Ended(String, Result<(), StepError>),
+    /// A probe of a container (name, which, id) came out.
+    Probed((String, ProbeKind, String), Outcome),
+}
+
+/// News that wait for a Pod's task.
+const MAX_NEWS: usize = 64;
+/// How long a container that would not end is left alone.
+const END_AGAIN: Duration = Duration::from_secs(1);
+/// How often a probe that could not be made is tried.
+const PROBE_TRIES: u32 = 3;
+
+pub(crate) fn step(reason: &'static str) -> impl Fn(&dyn std::fmt::Display) -> StepError {
     move |error| StepError { reason, message: error.to_string() }
 }
 
@@ -42,11 +65,21 @@ pub(crate) struct Worker {
     node: Arc<Node>,
     pod: watch::Receiver<Arc<Pod>>,
     news: Arc<Notify>,
-    backoffs: Backoffs,
+    memory: Memory,
+    /// What goes on beside this task; ends with it.
+    tasks: JoinSet<()>,
+    done: (mpsc::Sender<Done>, mpsc::Receiver<Done>),
+    /// Names of containers whose start is under way.
+    starting: BTreeSet<String>,
+    /// Tells those starts that their containers are to end.
+    halt: watch::Sender<bool>,
+    /// Ids of containers whose end is under way, and when they are killed.
+    stopping: BTreeMap<String, Timestamp>,
+    /// Last words of containers that ended, by id.
+    words: BTreeMap<String, String>,
     failures: BTreeMap<String, Failure>,
     pulls: Pulls,
-    sources: Sources,
-    volumes: BTreeMap<String, String>,
+    volumes: Volumes,
     prepared: bool,
     reported: Value,
 }
@@ -57,11 +90,16 @@ impl Worker {
             node,
             pod,
             news,
-            backoffs: Backoffs::default(),
+            memory: Memory::default(),
+            tasks: JoinSet::new(),
+            done: mpsc::channel(MAX_NEWS),
+            starting: BTreeSet::new(),
+            halt: watch::Sender::new(false),
+            stopping: BTreeMap::new(),
+            words: BTreeMap::new(),
             failures: BTreeMap::new(),
             pulls: Pulls::default(),
-            sources: Sources::default(),
-            volumes: BTreeMap::new(),
+            volumes: Volumes::default(),
             prepared: false,
             reported: Value::Null,
         }
@@ -71,11 +109,16 @@ impl Worker {
     pub(crate) async fn run(mut self) {
         loop {
             let pod = self.pod.borrow_and_update().clone();
+            while let Ok(done) = self.done.1.try_recv() {
+                self.hear(&pod, done);
+            }
+            while self.tasks.try_join_next().is_some() {}
+            self.refresh(&pod).await;
             let observed = self.observe(&pod).await;
-            let Some(decision) = decide(&pod, &observed, &mut self.backoffs, now()) else { return };
+            let Some(decision) = decide(&pod, &observed, &mut self.memory, now()) else { return };
             self.report(&pod, &decision).await;
             if decision.actions.is_empty() {
-                self.wait(&decision).await;
+                self.wait(&pod, &decision).await;
                 continue;
             }
             if self.act(&pod, &observed, &decision).await {
@@ -84,9 +127,26 @@ impl Worker {
         }
     }
 
-    async fn wait(&mut self, decision: &Decision) {
+    async fn wait(&mut self, pod: &Pod, decision: &Decision) {
+    /// Has the Pod's volumes show what they are made of as it is now.
+    async fn refresh(&mut self, pod: &Pod) {
+        if pod.metadata.deletion_timestamp.is_some() || over(pod) {
+            self.volumes.rest();
+        } else if self.prepared && self.volumes.stale(pod) {
+            let itself = self.itself(Vec::new());
+            self.volumes.refresh(&self.node, pod, &itself).await;
+            self.failures.retain(|_, failure| failure.reason != "CreateContainerConfigError");
+        } else if self.volumes.stale(pod) {
+            // What was missing may be there now.
+            self.failures.retain(|_, failure| failure.reason != "FailedMount");
+        }
+    }
+
+    async fn wait(&mut self, pod: &Pod, decision: &Decision) {
+        let renewal = self.volumes.wake(pod).filter(|_| self.prepared);
+        let wake = decision.wake.into_iter().chain(renewal).min();
         let asleep = async {
-            match decision.wake {
+            match wake {
                 Some(at) => {
                     let wait = Duration::try_from(at.duration_since(now())).unwrap_or_default();
                     tokio::time::sleep(wait).await;
@@ -96,11 +156,36 @@ impl Worker {
         };
         tokio::select! {
             () = self.news.notified() => {}
+            () = self.volumes.changed() => {}
             () = asleep => {}
+            Some(done) = self.done.1.recv() => self.hear(pod, done),
         }
     }
 
-    async fn observe(&self, pod: &Pod) -> Observed {
+    /// Takes in what came of something beside this task.
+    fn hear(&mut self, pod: &Pod, done: Done) {
+        match done {
+            Done::Started(name, result) => {
+                self.starting.remove(&name);
+                match result {
+                    Ok(()) => drop(self.failures.remove(&name)),
+                    Err(error) => self.fail(pod, name, error),
+                }
+            }
+            Done::Ended(id, result) => {
+                self.stopping.remove(&id);
+                if let Err(error) = result {
+                    self.fail(pod, String::new(), error);
+                }
+            }
+            Done::Probed((name, kind, id), outcome) => {
+                let event = self.memory.probes.heard(pod, (&name, kind, &id), &outcome);
+                event.iter().for_each(|event| report::tell_of(&self.node, pod, event));
+            }
+        }
+    }
+
+    async fn observe(&mut self, pod: &Pod) -> Observed {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let runtime = &self.node.runtime;
         let mut sandboxes = runtime.list_pod_sandbox();
@@ -108,6 +193,7 @@ impl Worker {
         let own = |status: &ContainerStatus| status.labels.get(UID_LABEL) == Some(&uid);
         let mut containers = runtime.list_containers();
         containers.retain(own);
+        let containers = self.with_last_words(containers).await;
         let node_addresses = vec![self.node.config.address.to_string()];
         let addresses = match config::host_network(pod) {
             true => node_addresses.clone(),
@@ -118,11 +204,28 @@ impl Worker {
             pulls: self.pulls.seen(),
             failures: self.failures.clone(),
             prepared: self.prepared,
+            starting: self.starting.clone(),
+            stopping: self.stopping.clone(),
             sandboxes,
             containers,
             addresses,
             node_addresses,
         }
+    }
+
+    /// Adds what containers that ended have said.
+    async fn with_last_words(&mut self, mut runs: Vec<ContainerStatus>) -> Vec<ContainerStatus> {
+        let ended = |run: &ContainerStatus| run.state == ContainerState::Exited;
+        self.words.retain(|id, _| runs.iter().any(|run| run.id == *id));
+        for run in runs.iter_mut().filter(|run| ended(run)) {
+            if !self.words.contains_key(&run.id) {
+                let asked = run.clone();
+                let words = self.node.blocking(move |_| life::last_words(&asked)).await;
+                self.words.insert(run.id.clone(), words);
+            }
+            run.message = termination::said(&run.message, &self.words[&run.id]);
+        }
+        runs
     }
 
     /// The address that a sandbox has.
@@ -171,19 +274,24 @@ impl Worker {
 
     /// Carries out a decision until a step fails; whether the Pod is over and done with.
     async fn act(&mut self, pod: &Pod, observed: &Observed, decision: &Decision) -> bool {
-        let mut actions = decision.actions.iter().peekable();
-        while let Some(action) = actions.next() {
-            let (name, result) = match action {
-                Action::Kill { .. } => {
-                    let mut together = vec![action];
-                    while let Some(next @ Action::Kill { .. }) = actions.peek() {
-                        together.push(next);
-                        actions.next();
-                    }
-                    (String::new(), self.kill(&together).await)
+        let mut starts = Vec::new();
+        for action in &decision.actions {
+            let result = match action {
+                Action::Probe { name, kind, id } => {
+                    self.probe(pod, observed, (name.clone(), *kind, id.clone()));
+                    continue;
+                }
+                Action::Kill { id, name, grace } => {
+                    self.kill(pod, observed, (id, name), Duration::from_secs(*grace));
+                    continue;
                 }
                 Action::StartContainer { name, .. } => {
-                    (name.clone(), self.start(pod, observed, action).await)
+                    match self.begin(pod, observed, action).await {
+                        Ok(start) => starts.extend(start),
+                        // The other containers of the Pod are not held up by this one.
+                        Err(error) => self.fail(pod, name.clone(), error),
+                    }
+                    continue;
                 }
                 Action::Pull { image, name, attempt } => {
                     self.pulls.begin((&self.node, pod, &self.news), image, name, *attempt);
@@ -193,48 +301,100 @@ impl Worker {
                     self.forget(pod).await;
                     return true;
                 }
-                other => (String::new(), self.other(pod, other).await),
+                other => self.other(pod, other).await,
             };
             match result {
-                Ok(()) => drop(self.failures.remove(&name)),
+                Ok(()) => drop(self.failures.remove("")),
                 Err(error) => {
-                    self.fail(pod, name, error).await;
-                    // The other containers of the Pod are not held up by this one.
-                    if !matches!(action, Action::StartContainer { .. }) {
-                        break;
-                    }
+                    self.fail(pod, String::new(), error);
+                    break;
                 }
             }
         }
+        self.start(pod, observed, starts);
         false
     }
 
-    async fn fail(&mut self, pod: &Pod, name: String, error: StepError) {
+    fn fail(&mut self, pod: &Pod, name: String, error: StepError) {
         let StepError { reason, message } = error;
         let times = self.failures.get(&name).map_or(0, |failure| failure.times) + 1;
         warn!(pod = %key(pod), container = name, reason, message, "a step of a Pod failed");
-        let event = match reason {
-            "RunContainerError" | "CreateContainerError" | "CreateContainerConfigError" => "Failed",
-            other => other,
-        };
-        let text = if event == "Failed" { format!("Error: {message}") } else { message.clone() };
-        report::event(&self.node, pod, true, event, &text);
+        match reason {
+            "RunContainerError" | "CreateContainerError" | "CreateContainerConfigError" => {
+                let text = format!("Error: {message}");
+                report::event(&self.node, pod, true, "Failed", &text);
+            }
+            // Told when it happened, without what may be secret.
+            "PostStartHookError" => {}
+            other => report::event(&self.node, pod, true, other, &message),
+        }
         let failure = Failure { reason: reason.to_owned(), message, at: now(), times };
         self.failures.insert(name, failure);
     }
 
-    async fn kill(&self, actions: &[&Action]) -> Result<(), StepError> {
-        let kills = actions.iter().filter_map(|action| match action {
-            Action::Kill { id, grace, .. } => Some((id.clone(), Duration::from_secs(*grace))),
-            _ => None,
+    /// Makes a probe beside this task.
+    fn probe(&mut self, pod: &Pod, observed: &Observed, which: (String, ProbeKind, String)) {
+        let (node, done) = (self.node.clone(), self.done.0.clone());
+        let check = probes::check(pod, &which.0, which.1, &observed.addresses);
+        self.tasks.spawn(async move {
+            let outcome = match check {
+                Ok((check, seconds)) => {
+                    let within = Duration::from_secs(seconds);
+                    let mut outcome = checks::probe(&node, &which.2, &check, within).await;
+                    for _ in 1..PROBE_TRIES {
+                        if let Outcome::Error(_) = outcome {
+                            outcome = checks::probe(&node, &which.2, &check, within).await;
+                        }
+                    }
+                    outcome
+                }
+                Err(why) => Outcome::Error(why),
+            };
+            done.send(Done::Probed(which, outcome)).await.ok();
         });
-        let kills = kills.map(|(id, grace)| {
-            self.node.blocking(move |node| node.runtime.stop_container(&id, grace))
-        });
-        for result in join_all(kills).await {
-            result.map_err(|error| step("FailedKillPod")(&error))?;
+    }
+
+    /// Ends a container beside this task.
+    fn kill(&mut self, pod: &Pod, observed: &Observed, (id, name): (&str, &str), grace: Duration) {
+        let (node, pod, done) = (self.node.clone(), pod.clone(), self.done.0.clone());
+        let by = now().saturating_add(SignedDuration::try_from(grace).unwrap_or_default());
+        let under_way = self.stopping.insert(id.to_owned(), by.unwrap_or(Timestamp::MAX));
+        if self.starting.contains(name) {
+            self.halt.send_replace(true);
         }
-        Ok(())
+        let hook = under_way.is_none().then_some(Hook::PreStop);
+        let end = End { id: id.to_owned(), name: name.to_owned(), grace, hook };
+        let addresses = observed.addresses.clone();
+        self.tasks.spawn(async move {
+            let id = end.id.clone();
+            let ended = life::end(&node, &pod, &addresses, end).await;
+            if ended.is_err() {
+                tokio::time::sleep(END_AGAIN).await;
+            }
+            done.send(Done::Ended(id, ended)).await.ok();
+        });
+    }
+
+    /// Starts containers one after the other beside this task.
+    fn start(&mut self, pod: &Pod, observed: &Observed, starts: Vec<Start>) {
+        if starts.is_empty() {
+            return;
+        }
+        self.starting.extend(starts.iter().map(|start| start.name.clone()));
+        self.halt.send_replace(false);
+        let (node, pod, done) = (self.node.clone(), pod.clone(), self.done.0.clone());
+        let (addresses, mut halt) = (observed.addresses.clone(), self.halt.subscribe());
+        self.tasks.spawn(async move {
+            for start in starts {
+                let name = start.name.clone();
+                let halted = *halt.borrow();
+                let started = match halted {
+                    true => Ok(()),
+                    false => life::start(&node, &pod, &addresses, start, &mut halt).await,
+                };
+                done.send(Done::Started(name, started)).await.ok();
+            }
+        });
     }
 
     async fn other(&mut self, pod: &Pod, action: &Action) -> Result<(), StepError> {
@@ -260,20 +420,16 @@ impl Worker {
             }
             Action::StartContainer { .. }
             | Action::Kill { .. }
+            | Action::Probe { .. }
             | Action::Pull { .. }
             | Action::Forget => Ok(()),
         }
     }
 
     async fn prepare(&mut self, pod: &Pod) -> Result<(), StepError> {
-        let failed = step("FailedMount");
-        self.sources = report::sources(&self.node, pod).await;
         let itself = self.itself(Vec::new());
-        let contents = knarr_podlife::volumes::contents(pod, &self.sources, &itself);
-        let contents = contents.map_err(|error| failed(&error))?;
-        let paths = self.node.paths(pod);
-        let made = self.node.blocking(move |_| files::prepare_pod(&paths, &contents)).await;
-        self.volumes = made.map_err(|error| failed(&error))?;
+        let made = self.volumes.prepare(&self.node, pod, &itself).await;
+        made.map_err(|error| step("FailedMount")(&error))?;
         self.prepared = true;
         Ok(())
     }
@@ -283,6 +439,7 @@ impl Worker {
             addresses,
             node_addresses: vec![self.node.config.address.to_string()],
             allocatable: (self.node.cpus * 1000, self.node.memory),
+            services: BTreeMap::new(),
         }
     }
 
@@ -350,52 +507,44 @@ impl Worker {
         released.transpose().map(drop).map_err(|error| failed(&error))
     }
 
-    async fn start(
+    /// All that a container needs to begin.
+    async fn begin(
         &mut self,
         pod: &Pod,
         observed: &Observed,
         action: &Action,
-    ) -> Result<(), StepError> {
-        let Action::StartContainer { name, sandbox, attempt } = action else { return Ok(()) };
-        let Some(container) = containers(pod).find(|c| c.name == *name) else { return Ok(()) };
+    ) -> Result<Option<Start>, StepError> {
+        let Action::StartContainer { name, sandbox, attempt } = action else { return Ok(None) };
+        let Some(container) = containers(pod).find(|c| c.name == *name) else { return Ok(None) };
         let image = container.image.clone().unwrap_or_default();
         let named = image.clone();
         let found = self.node.blocking(move |node| node.images.status(&named)).await;
         let user = found.ok().flatten().map(|image| (image.uid, image.username));
+        let services = links::variables(&self.node, pod).await;
+        let services = services.map_err(|why| step("CreateContainerConfigError")(&why))?;
+        let itself = Itself { services, ..self.itself(observed.addresses.clone()) };
+        let message = termination::message_file(&self.node.paths(pod), container, *attempt);
+        let given = Given {
+            files: message.iter().map(|m| (m.inside.clone(), m.outside.clone())).collect(),
+            image_user: user.unwrap_or_default(),
+            ..Given::default()
+        };
+        let mut config = self.container_config(pod, container, *attempt, &itself, given)?;
         let user = user.unwrap_or_default();
         let mut wanted = self.container_config(pod, container, *attempt, observed, user)?;
+        let parts = files::prepare_sub_paths(container, &wanted.mounts);
+        parts.map_err(|error| step("CreateContainerConfigError")(&error))?;
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        wanted.labels.insert(UID_LABEL.to_owned(), uid);
+        config.labels.insert(UID_LABEL.to_owned(), uid);
         if let Some(ImageState::Present(known_as)) = observed.images.get(&image) {
-            wanted.annotations.insert(IMAGE_REF.to_owned(), known_as.clone());
+            config.annotations.insert(IMAGE_REF.to_owned(), known_as.clone());
         }
+        config.annotations.extend(message.iter().flat_map(|m| m.annotations.clone()));
         if !self.pulls.were_for(&image, name, *attempt) {
             report::tell_of(&self.node, pod, &knarr_podlife::pulls::present(&image));
         }
-        let sandbox = sandbox.clone();
-        let created = self.node.blocking(move |node| {
-            let unpacked = node.images.unpacked(&image).map_err(|error| error.to_string())?;
-            let request = CreateContainer {
-                sandbox_id: &sandbox,
-                config: &wanted,
-                image: &unpacked.config,
-                rootfs: unpacked.rootfs,
-            };
-            node.runtime.create_container(request).map_err(|error| error.to_string())
-        });
-        let id = created.await.map_err(|error| step("CreateContainerError")(&error))?;
-        let text = "Container created";
-        report::event(&self.node, pod, false, "Created", text);
-        let starting = id.clone();
-        let started = self.node.blocking(move |node| node.runtime.start_container(&starting)).await;
-        if let Err(error) = started {
-            self.node.blocking(move |node| node.runtime.remove_container(&id)).await.ok();
-            return Err(step("RunContainerError")(&error));
-        }
-        info!(pod = %key(pod), container = name, attempt, "container started");
-        let text = "Container started";
-        report::event(&self.node, pod, false, "Started", text);
-        Ok(())
+        let (name, sandbox) = (name.clone(), sandbox.clone());
+        Ok(Some(Start { name, sandbox, config, message: message.map(|m| m.outside) }))
     }
 
     fn container_config(
@@ -403,18 +552,25 @@ impl Worker {
         pod: &Pod,
         container: &Container,
         attempt: u32,
-        observed: &Observed,
-        image_user: (Option<i64>, String),
+        itself: &Itself,
+        given: Given,
     ) -> Result<knarr_oci::cri::ContainerConfig, StepError> {
         let failed = step("CreateContainerConfigError");
-        let itself = self.itself(observed.addresses.clone());
-        let envs = env::environment(pod, container, &self.sources, &itself);
+        let envs = env::environment(pod, container, &self.sources, itself);
+        let mut shared = files::shared(&self.node.paths(pod));
+        shared.extend(given.files);
         let given = Given {
             envs: envs.map_err(|error| failed(&error))?,
             volumes: self.volumes.clone(),
+            files: shared,
+        let itself = self.itself(observed.addresses.clone());
+        let envs = env::environment(pod, container, self.volumes.sources(), &itself);
+        let given = Given {
+            envs: envs.map_err(|error| failed(&error))?,
+            volumes: self.volumes.paths(),
             files: files::shared(&self.node.paths(pod)),
             node_memory: self.node.memory,
-            image_user,
+            ..given
         };
         config::container(pod, container, attempt, &given).map_err(|error| failed(&error))
     }
@@ -432,6 +588,12 @@ impl Worker {
 pub(crate) fn key(pod: &Pod) -> ObjectKey {
     let word = |text: &Option<String>| text.clone().unwrap_or_default();
     ObjectKey::new(word(&pod.metadata.namespace), word(&pod.metadata.name))
+}
+
+/// Whether a Pod has told its last phase.
+fn over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {

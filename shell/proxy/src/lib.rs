@@ -11,9 +11,10 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use knarr_api::ip::Cidr;
 use knarr_client::Client;
 use knarr_driver::{Scope, reflect};
-use knarr_netplan::{Cidr, NodeTable, Services};
+use knarr_netplan::{NodeTable, Services};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 

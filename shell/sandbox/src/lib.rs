@@ -17,6 +17,7 @@
 //!
 //! [`NetworkNs::Path`]: knarr_oci::spec::NetworkNs::Path
 
+pub mod beneath;
 mod cgroup;
 mod cleanup;
 mod exec;

@@ -74,6 +74,49 @@ fn a_process_has_the_user_groups_home_and_folder_asked_for() {
 }
 
 #[test]
+fn a_part_of_a_volume_is_never_a_part_of_the_node() {
+    sandbox_or_skip!(world, sandbox);
+    let volume = world.dir.path().join("volume");
+    fs::create_dir_all(volume.join("part/deep")).unwrap();
+    fs::write(volume.join("part/file"), "mine\n").unwrap();
+    fs::write(world.dir.path().join("file"), "the node's\n").unwrap();
+    let start = |sub_path: &str, commands: &[&str]| {
+        let mut config = probe(commands);
+        config.mounts = vec![Mount {
+            container_path: "/data".into(),
+            host_path: volume.to_str().unwrap().into(),
+            sub_path: sub_path.into(),
+            ..Default::default()
+        }];
+        config
+    };
+    let (_, out) = world.run(&sandbox, &start("part", &["cat", "/data/file"]));
+    assert_eq!(out, "mine\n");
+    let (_, out) = world.run(&sandbox, &start("part/file", &["cat", "/data"]));
+    assert_eq!(out, "mine\n");
+    // What a container may put there before it starts again.
+    let node = world.dir.path().to_str().unwrap().to_owned();
+    let swap = |target: &str| {
+        fs::remove_file(volume.join("trap")).ok();
+        std::os::unix::fs::symlink(target, volume.join("trap")).unwrap();
+    };
+    for target in [node.as_str(), "/", "..", "part/../..", "/proc/1/root", "trap"] {
+        swap(target);
+        for sub_path in ["trap", "trap/file"] {
+            let config = start(sub_path, &["cat", "/data/file"]);
+            let id = world.create(&sandbox, &config);
+            let refused = world.runtime().start_container(&id).expect_err(target).to_string();
+            assert!(refused.contains("mount") || refused.contains("open"), "{target}: {refused}");
+            world.runtime().remove_container(&id).unwrap();
+        }
+    }
+    swap("part/deep/..");
+    let (_, out) = world.run(&sandbox, &start("trap", &["cat", "/data/file"]));
+    assert_eq!(out, "mine\n", "a link inside the volume is followed");
+    world.finish();
+}
+
+#[test]
 fn capabilities_no_new_privs_and_seccomp_hold() {
     sandbox_or_skip!(world, sandbox);
     let commands = ["status", "unshare", "clone3", "keyctl"];

@@ -16,6 +16,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags,
 };
 
+use crate::beneath;
 use crate::cgroup::Hierarchies;
 use crate::state::ContainerDir;
 use crate::sys::{self, Recursion};
@@ -75,11 +76,18 @@ pub(super) fn enter(
 
 /// A detached copy of the host path of a bind mount; the path is made when missing.
 fn open_source(mount: &MountSpec) -> Result<Option<OwnedFd>, Failure> {
-    let MountKind::Bind { source, propagation, .. } = &mount.kind else { return Ok(None) };
-    if fs::metadata(source).is_err() {
-        fs::create_dir_all(source).doing(|| format!("make {source}"))?;
-    }
-    let tree = clone_tree(CWD, source).doing(|| format!("open {source}"))?;
+    let MountKind::Bind { source, sub_path, propagation, .. } = &mount.kind else {
+        return Ok(None);
+    };
+    let tree = if sub_path.is_empty() {
+        if fs::metadata(source).is_err() {
+            fs::create_dir_all(source).doing(|| format!("make {source}"))?;
+        }
+        clone_tree(CWD, source)
+    } else {
+        beneath::open(Path::new(source), sub_path).and_then(|place| clone_tree(place.as_fd(), ""))
+    };
+    let tree = tree.doing(|| format!("open {source}"))?;
     let propagation = match propagation {
         MountPropagation::Private => libc::MS_PRIVATE,
         MountPropagation::HostToContainer => libc::MS_SLAVE,
