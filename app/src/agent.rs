@@ -89,7 +89,7 @@ impl ReadyNode {
         let proxy = ProxyConfig {
             node_name: self.config.name.clone(),
             instance: self.config.instance.clone(),
-            cluster_cidrs: plain(&self.cluster_cidrs),
+            cluster_cidrs: self.cluster_cidrs,
             node_port_addresses: Vec::new(),
             healthz: None,
             metrics: None,
@@ -108,11 +108,6 @@ impl ReadyNode {
         tokio::try_join!(async { node.await.map_err(Fatal::from) }, proxy, dns, routes)?;
         Ok(())
     }
-}
-
-/// Ranges as packet rules have them.
-fn plain(ranges: &[Cidr]) -> Vec<knarr_netplan::Cidr> {
-    ranges.iter().filter_map(|range| range.to_string().parse().ok()).collect()
 }
 
 /// The machine's name.

@@ -195,8 +195,7 @@ async fn refuse(
             " and {other} of Pods or Services overlap: an address would be both a node's and theirs"
         ));
     }
-    let plain: knarr_netplan::Cidr = range.to_string().parse().expect("a range is a range");
-    if network.is_used(&plain, bridge).await? {
+    if network.is_used(range, bridge).await? {
         return fatal(" is in use on a link of this machine: choose another".to_owned());
     }
     Ok(*range)

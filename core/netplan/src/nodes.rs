@@ -6,11 +6,11 @@ use alloc::vec::Vec;
 use core::net::IpAddr;
 
 use knarr_api::Resource;
+use knarr_api::ip::Cidr;
 use knarr_reconcile::Change;
 use serde::Deserialize;
 
 use crate::choose::Place;
-use crate::model::Cidr;
 use crate::rules::Nodes;
 
 const ZONE: &str = "topology.kubernetes.io/zone";

@@ -9,7 +9,8 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::net::IpAddr;
 
-use crate::model::Cidr;
+use knarr_api::ip::{Cidr, Family};
+
 use crate::nodes::NodeTable;
 
 /// A range of Pod addresses, and the neighbour that has it.
@@ -103,8 +104,8 @@ impl NodeTable {
 
 /// The first of a node's addresses that is a neighbour, of the Pods' family.
 fn gateway(internal: &[IpAddr], pods: Cidr, links: &[Cidr]) -> Result<IpAddr, NoRoute> {
-    let mut same = internal.iter().filter(|address| address.is_ipv4() == pods.base.is_ipv4());
-    let near = |address: &&IpAddr| links.iter().any(|link| link.contains(address));
+    let mut same = internal.iter().filter(|address| Family::of(**address) == pods.family());
+    let near = |address: &&IpAddr| links.iter().any(|link| link.contains(**address));
     match same.clone().find(near) {
         Some(address) => Ok(*address),
         None => Err(same.next().map_or(NoRoute::NoAddress, |far| NoRoute::NotNeighbour(*far))),

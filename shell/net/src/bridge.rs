@@ -5,7 +5,7 @@ use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
-use knarr_netplan::Cidr;
+use knarr_api::ip::Cidr;
 use netlink_packet_route::address::AddressHeaderFlags;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -82,9 +82,7 @@ impl Network {
     pub async fn is_used(&self, range: &Cidr, but: &str) -> Result<bool, NetError> {
         let own = find(&self.host, but).await?.map(|(index, _)| index);
         let near = self.links_of_ranges().await?;
-        Ok(near.iter().any(|(link, other)| {
-            Some(*link) != own && (range.contains(&other.base) || other.contains(&range.base))
-        }))
+        Ok(near.iter().any(|(link, other)| Some(*link) != own && range.overlaps(other)))
     }
 }
 

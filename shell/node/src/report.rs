@@ -200,7 +200,7 @@ pub(crate) async fn heartbeat(node: Arc<Node>) {
         if let Err(error) = renew(&node).await {
             warn!(%error, "the node's lease was not renewed");
         }
-        if beat % RETELL_EVERY == 0 {
+        if beat % RETELL_EVERY == 0 || is_given_up(&node).await {
             retell(&node).await;
         }
         let next = tokio::time::sleep(RENEW_EVERY);
@@ -212,6 +212,13 @@ pub(crate) async fn heartbeat(node: Arc<Node>) {
             }
         }
     }
+}
+
+/// Whether the cluster believes that this node is not ready, as after it was not heard for long.
+async fn is_given_up(node: &Node) -> bool {
+    let live = node.client.get(NODES, &own_key(node)).await.unwrap_or_default();
+    let conditions = live.pointer("/status/conditions").and_then(Value::as_array);
+    conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] != "True")
 }
 
 async fn retell(node: &Arc<Node>) {
