@@ -63,7 +63,6 @@ pub(crate) async fn run(flags: AgentFlags, drain: Drain) -> Result<(), Fatal> {
     let drain = if flags.end_with_stdin { or_end_of_stdin(drain) } else { drain };
     let token = JoinToken::parse(&flags.token)?;
     let ca = knarr_client::fetch_ca(&flags.server, &token.ca_hash).await?;
-    let cidrs = crate::ranges::pods(&flags.cluster_cidr)?;
     let cidrs = &flags.cluster_cidr;
     let node = prepare(&flags.node, cidrs, &flags.server, &ca, &token).await?;
     println!("Joined {} as {}", flags.server, node.config.name);
@@ -151,7 +150,6 @@ pub(crate) async fn prepare(
     let client = Client::connect(&kubeconfig)?;
     let addresses = dns::addresses(&flags.dns, &client).await?;
     let servers = addresses.iter().map(ToString::to_string).collect();
-    let dns = dns::config(&flags.dns, addresses, cluster_cidrs.clone(), (&paths.instance, &name));
     let mut facts = Facts::learn(&client).await?;
     if !cluster_cidrs.is_empty() {
         facts.cluster_cidrs = cluster_cidrs.to_vec();

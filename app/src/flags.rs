@@ -211,9 +211,6 @@ pub(crate) struct AgentFlags {
     /// The join token: the content of DATA_DIR/token of the server.
     #[arg(long, value_name = "TOKEN", env = "KNARR_TOKEN", hide_env_values = true)]
     pub(crate) token: String,
-    /// Where Pods get their addresses from, as the server was told.
-    #[arg(long, default_value = "10.42.0.0/16", value_name = "CIDR", value_delimiter = ',')]
-    pub(crate) cluster_cidr: Vec<Cidr>,
     /// Where Pods get their addresses from [default: what the cluster says].
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub(crate) cluster_cidr: Vec<Cidr>,

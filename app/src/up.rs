@@ -7,8 +7,6 @@ use crate::flags::UpFlags;
 use crate::nodes::{Invitation, NodeNetwork};
 use crate::paths::NodePaths;
 use crate::process::{Drain, Fatal};
-use crate::server::ControlPlane;
-use crate::{agent, lifecycle};
 use crate::server::{Beside, ControlPlane};
 use crate::{agent, nodes};
 
@@ -31,9 +29,6 @@ pub(crate) async fn run(mut flags: UpFlags, drain: Drain) -> Result<(), Fatal> {
     plane.start_rings(&flags.server.controllers, &drain);
     println!("Starting {} …", if flags.nodes == 1 { "the node" } else { "the nodes" });
     let ca = plane.authority.certificate().to_owned();
-    let cidrs = plane.cluster_cidrs.clone();
-    let node = agent::prepare(&flags.node, cidrs, &plane.url, &ca, &plane.token).await?;
-    let name = node.config.name.clone();
     let node = agent::prepare(&flags.node, &[], &plane.url, &ca, &plane.token).await?;
     let mut names = vec![node.config.name.clone()];
     let mut running = tokio::spawn(node.run(drain.clone()));

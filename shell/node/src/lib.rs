@@ -7,8 +7,8 @@
 
 mod access;
 mod agent;
-mod checks;
 mod atomic;
+mod checks;
 mod files;
 mod image_gc;
 mod insecure;

@@ -29,9 +29,8 @@ use tracing::{debug, info, warn};
 use crate::agent::{Node, UID_LABEL};
 use crate::life::{self, End, Start};
 use crate::pulls::{Pulls, may_use};
-use crate::{PODS, checks, files, links, now, report};
 use crate::refresh::Volumes;
-use crate::{PODS, files, now, report};
+use crate::{PODS, checks, files, links, now, report};
 
 /// A step that failed: the container's waiting reason, and what went wrong.
 pub(crate) struct StepError {
@@ -127,7 +126,6 @@ impl Worker {
         }
     }
 
-    async fn wait(&mut self, pod: &Pod, decision: &Decision) {
     /// Has the Pod's volumes show what they are made of as it is now.
     async fn refresh(&mut self, pod: &Pod) {
         if pod.metadata.deletion_timestamp.is_some() || over(pod) {
@@ -530,9 +528,7 @@ impl Worker {
             ..Given::default()
         };
         let mut config = self.container_config(pod, container, *attempt, &itself, given)?;
-        let user = user.unwrap_or_default();
-        let mut wanted = self.container_config(pod, container, *attempt, observed, user)?;
-        let parts = files::prepare_sub_paths(container, &wanted.mounts);
+        let parts = files::prepare_sub_paths(container, &config.mounts);
         parts.map_err(|error| step("CreateContainerConfigError")(&error))?;
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         config.labels.insert(UID_LABEL.to_owned(), uid);
@@ -556,19 +552,13 @@ impl Worker {
         given: Given,
     ) -> Result<knarr_oci::cri::ContainerConfig, StepError> {
         let failed = step("CreateContainerConfigError");
-        let envs = env::environment(pod, container, &self.sources, itself);
+        let envs = env::environment(pod, container, self.volumes.sources(), itself);
         let mut shared = files::shared(&self.node.paths(pod));
         shared.extend(given.files);
         let given = Given {
             envs: envs.map_err(|error| failed(&error))?,
-            volumes: self.volumes.clone(),
-            files: shared,
-        let itself = self.itself(observed.addresses.clone());
-        let envs = env::environment(pod, container, self.volumes.sources(), &itself);
-        let given = Given {
-            envs: envs.map_err(|error| failed(&error))?,
             volumes: self.volumes.paths(),
-            files: files::shared(&self.node.paths(pod)),
+            files: shared,
             node_memory: self.node.memory,
             ..given
         };
