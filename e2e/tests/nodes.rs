@@ -147,6 +147,32 @@ fn the_network_keeps_its_nine_principles_and_a_lost_route_is_found() {
 }
 
 #[test]
+fn pods_and_services_have_both_families() {
+    alone(|machine| {
+        let more = "--cluster-cidr 10.42.0.0/16,fd42::/48 --service-cidr 10.43.0.0/16,fd43::/108";
+        let up = two_nodes(machine, more);
+        import(machine, "busybox");
+        machine.apply(&sleeper("two", SECOND));
+        machine.wait("pod/two", "condition=Ready");
+        let both = |path: &str| {
+            let ips = machine.values("pod/two", path);
+            assert!(
+                matches!(&ips[..], [v4, v6] if v4.contains('.') && v6.contains(':')),
+                "{ips:?}"
+            );
+        };
+        both(".status.podIPs[*].ip");
+        both(".status.hostIPs[*].ip");
+        let check = "check network --kubeconfig @admin.kubeconfig --image busybox:1";
+        let told = machine.knarr(check).success();
+        assert_eq!(told.lines().filter(|line| line.starts_with("ok ")).count(), 9, "{told}");
+        drop(up);
+        machine.knarr("reset --yes @data @root").success();
+        machine.assert_as_before();
+    });
+}
+
+#[test]
 fn a_killed_node_loses_its_pods_to_others_and_comes_back() {
     alone(|machine| {
         let mut up = two_nodes(machine, GRACE);
