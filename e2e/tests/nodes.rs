@@ -149,6 +149,9 @@ fn the_network_keeps_its_nine_principles_and_a_lost_route_is_found() {
 #[test]
 fn pods_and_services_have_both_families() {
     alone(|machine| {
+        // As on any machine: who has no route at all never comes to the packet rules.
+        ip("address add fd99::10/64 dev uplink nodad");
+        ip("-6 route add default via fd99::1");
         let more = "--cluster-cidr 10.42.0.0/16,fd42::/48 --service-cidr 10.43.0.0/16,fd43::/108";
         let up = two_nodes(machine, more);
         import(machine, "busybox");
@@ -168,6 +171,8 @@ fn pods_and_services_have_both_families() {
         assert_eq!(told.lines().filter(|line| line.starts_with("ok ")).count(), 9, "{told}");
         drop(up);
         machine.knarr("reset --yes @data @root").success();
+        ip("-6 route del default via fd99::1");
+        ip("address del fd99::10/64 dev uplink");
         machine.assert_as_before();
     });
 }
