@@ -10,6 +10,7 @@ use knarr_oci::cri::{ContainerState, ContainerStatus, PodSandboxState, PodSandbo
 use knarr_typed::{Container, Pod, PodSpec};
 
 use crate::backoff::{Backoffs, retry_at};
+use crate::draining;
 use crate::probes::{self, ProbeKind, Probes};
 use crate::pulls::{self, Verdict, Wait};
 use crate::restart::restarts;
@@ -40,13 +41,14 @@ pub fn decide(
 ) -> Option<Decision> {
     let spec = pod.spec.as_ref()?;
     let due = memory.probes.look(pod, observed, now);
-    let Memory { backoffs, probes } = memory;
+    let Memory { backoffs, probes, leaving } = memory;
     let look = Look { pod, spec, observed, now, probes };
     let mut steps = Steps { backoffs, decision: Decision::default(), waiting: Waiting::default() };
     steps.decision.actions = due.actions;
     steps.decision.wake = due.wake;
     if look.deleting() {
-        steps.terminate(&look);
+        let since = *leaving.get_or_insert(now);
+        steps.terminate(&look, since);
     } else if look.over() {
         steps.wind_up(&look);
     } else {
@@ -84,6 +86,10 @@ impl<'a> Look<'a> {
 
     pub(crate) fn sandbox(&self) -> Option<&'a PodSandboxStatus> {
         self.observed.sandboxes.iter().find(|s| s.state == PodSandboxState::Ready)
+    }
+
+    fn runs_something(&self) -> bool {
+        self.observed.containers.iter().any(|run| run.state == ContainerState::Running)
     }
 
     fn grace(&self) -> u64 {
@@ -224,7 +230,12 @@ impl Steps<'_> {
     }
 
     /// On its way out: containers first, sidecars after the others, then all the rest.
-    fn terminate(&mut self, look: &Look<'_>) {
+    fn terminate(&mut self, look: &Look<'_>, since: Timestamp) {
+        let standing = look.observed.standing;
+        let held = draining::hold(look.pod, standing, look.grace(), since, look.now);
+        if let Some(until) = held.filter(|_| look.runs_something()) {
+            return self.wake_at(until);
+        }
         if self.kill_running(look) || !look.observed.starting.is_empty() {
             return;
         }

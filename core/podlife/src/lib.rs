@@ -11,6 +11,7 @@ mod backoff;
 pub mod checks;
 pub mod config;
 mod decide;
+mod draining;
 pub mod env;
 pub mod image_gc;
 pub mod logs;
@@ -34,6 +35,7 @@ use knarr_oci::cri;
 use serde_json::Value;
 
 pub use decide::{decide, grace};
+pub use draining::{Served, Standing};
 
 use crate::backoff::Backoffs;
 use crate::probes::{ProbeKind, Probes};
@@ -44,6 +46,8 @@ pub struct Memory {
     pub(crate) backoffs: Backoffs,
     /// What is known from its probes.
     pub probes: Probes,
+    /// Since when it is seen to go.
+    pub(crate) leaving: Option<Timestamp>,
 }
 
 /// The annotation of a container that holds what its image is reported as.
@@ -87,6 +91,8 @@ pub struct Observed {
     pub starting: BTreeSet<String>,
     /// Ids of containers whose end is under way, and when they are killed at the latest.
     pub stopping: BTreeMap<String, Timestamp>,
+    /// Whether Services send new connections to it.
+    pub standing: Standing,
 }
 
 /// What is to be done next.

@@ -286,7 +286,8 @@ fn places_for_other_volumes_are_made_inside() {
     let volume = json!({"name": "v", "configMap": {"name": "map"}});
     let mounts = json!([{"name": "v", "mountPath": "/etc/app"},
         {"name": "w", "mountPath": "/etc/app/cache/deep"}, {"name": "w", "mountPath": "/etc/apple"},
-        {"name": "v", "mountPath": "/part", "subPath": "s"}, {"name": "w", "mountPath": "/part/x"}]);
+        {"name": "v", "mountPath": "/part", "subPath": "s"},
+        {"name": "w", "mountPath": "/part/x"}]);
     let spec = json!({"containers": [{"name": "c", "volumeMounts": mounts}], "volumes": [volume]});
     let made = contents(&pod(spec, "BestEffort"), &sources(), &itself()).unwrap();
     let Content::Files(_, places) = &made[0].1 else { panic!("{made:?}") };

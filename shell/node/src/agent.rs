@@ -12,6 +12,7 @@ use knarr_images::{Puller, Store as Images};
 use knarr_net::{Network, Pool};
 use knarr_oci::cri::PodSandboxMetadata;
 use knarr_pki::Signed;
+use knarr_podlife::Served;
 use knarr_podlife::config::Paths;
 use knarr_podlife::image_gc::Policy;
 use knarr_podlife::naming::ClusterDns;
@@ -135,6 +136,7 @@ pub(crate) struct Node {
     pub(crate) events: mpsc::Sender<(String, Value)>,
     /// The Services that containers are told of.
     pub(crate) services: watch::Sender<Services>,
+    pub(crate) served: watch::Sender<Served>,
     /// ConfigMaps and Secrets of the Pods here.
     pub(crate) referred: Arc<Referred>,
     /// Counts what the runtime told, for whoever waits for a container's end.
@@ -202,6 +204,7 @@ pub async fn run(
         events: events_send,
         exits: watch::Sender::new(0),
         services: watch::Sender::new(Services::default()),
+        served: watch::Sender::new(Served::default()),
         referred: Arc::default(),
         network: Network::open().map_err(machine)?,
         pool: Mutex::new(None),

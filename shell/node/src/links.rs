@@ -1,10 +1,11 @@
-//! Keeps the Services that containers are told of.
+//! Keeps the Services that containers are told of, and who is served by them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use knarr_api::Resource;
 use knarr_driver::{Scope, reflect};
+use knarr_podlife::Served;
 use knarr_podlife::services::{Services, UNREAD};
 use knarr_reconcile::Change;
 use knarr_typed::Pod;
@@ -15,22 +16,47 @@ use tracing::warn;
 use std::collections::BTreeMap;
 
 use crate::agent::Node;
+use crate::now;
 
 const SERVICES: Resource = Resource::new("v1", "services");
+const SLICES: Resource = Resource::new("discovery.k8s.io/v1", "endpointslices");
 const MAX_ITEMS: usize = 256;
 /// How long a Pod waits for the first list.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Follows the Services for as long as the node runs.
+/// Follows Services and their endpoints for as long as the node runs.
 pub(crate) async fn follow(node: Arc<Node>) {
     let (send, mut items) = mpsc::channel(MAX_ITEMS);
-    let watching = reflect(node.client.clone(), Scope::all(SERVICES), Arc::default(), send);
+    let watch =
+        |resource| reflect(node.client.clone(), Scope::all(resource), Arc::default(), send.clone());
+    let (services, slices) = (watch(SERVICES), watch(SLICES));
     let taking = async {
-        while let Some((_, change)) = items.recv().await {
-            node.services.send_modify(|services| take(services, &change));
+        while let Some((resource, change)) = items.recv().await {
+            match resource {
+                SLICES => node.served.send_modify(|served| serve(served, &change)),
+                _ => node.services.send_modify(|services| take(services, &change)),
+            }
         }
     };
-    tokio::join!(watching, taking);
+    tokio::join!(services, slices, taking);
+}
+
+fn serve(served: &mut Served, change: &Change) {
+    let taken = match change {
+        Change::Put(bytes, _) => served.put(bytes, now()),
+        Change::Deleted(bytes, _) => served.remove(bytes, now()),
+        Change::Restarted => {
+            served.restarted();
+            Ok(())
+        }
+        Change::Synced(_) => {
+            served.synced(now());
+            Ok(())
+        }
+    };
+    if let Err(error) = taken {
+        warn!(%error, "an EndpointSlice that cannot be read");
+    }
 }
 
 fn take(services: &mut Services, change: &Change) {

@@ -18,7 +18,9 @@ use knarr_podlife::env::{self, Itself};
 use knarr_podlife::naming;
 use knarr_podlife::probes::{self, Outcome, ProbeKind};
 use knarr_podlife::termination;
-use knarr_podlife::{Action, Decision, Failure, IMAGE_REF, ImageState, Memory, Observed, decide};
+use knarr_podlife::{
+    Action, Decision, Failure, IMAGE_REF, ImageState, Memory, Observed, Served, decide,
+};
 use knarr_typed::{Container, Pod};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc, watch};
@@ -78,6 +80,7 @@ pub(crate) struct Worker {
     failures: BTreeMap<String, Failure>,
     pulls: Pulls,
     volumes: Volumes,
+    served: watch::Receiver<Served>,
     prepared: bool,
     reported: Value,
 }
@@ -85,6 +88,7 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn new(node: Arc<Node>, pod: watch::Receiver<Arc<Pod>>, news: Arc<Notify>) -> Self {
         Self {
+            served: node.served.subscribe(),
             node,
             pod,
             news,
@@ -151,8 +155,10 @@ impl Worker {
                 None => std::future::pending().await,
             }
         };
+        let leaving = pod.metadata.deletion_timestamp.is_some();
         tokio::select! {
             () = self.news.notified() => {}
+            _ = self.served.changed(), if leaving => {}
             () = self.volumes.changed() => {}
             () = asleep => {}
             Some(done) = self.done.1.recv() => self.hear(pod, done),
@@ -207,6 +213,7 @@ impl Worker {
             prepared: self.prepared,
             starting: self.starting.clone(),
             stopping: self.stopping.clone(),
+            standing: self.served.borrow_and_update().standing(&uid),
             sandboxes,
             containers,
             addresses,
