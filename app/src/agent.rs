@@ -1,7 +1,7 @@
 //! The node role: get an identity, then run the agent.
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use knarr_api::ip::Cidr;
@@ -119,6 +119,20 @@ fn node_name(flags: &NodeFlags) -> String {
     flags.node_name.clone().unwrap_or_else(host_name)
 }
 
+/// The node's own address and that of the other family.
+fn addresses(given: &[IpAddr]) -> Result<(IpAddr, Option<IpAddr>), Fatal> {
+    match given {
+        [] => {
+            let second = own_address(Ipv6Addr::UNSPECIFIED.into());
+            let second = Some(second).filter(|ip| ip.is_ipv6());
+            Ok((own_address(Ipv4Addr::UNSPECIFIED.into()), second))
+        }
+        [one] => Ok((*one, None)),
+        [one, other] if one.is_ipv4() != other.is_ipv4() => Ok((*one, Some(*other))),
+        _ => Err(Fatal("--node-ip takes one address, or one of each IP family".to_owned())),
+    }
+}
+
 /// Gets the node's identity (a kept one, or a new one by joining) and what the agent needs.
 pub(crate) async fn prepare(
     flags: &NodeFlags,
@@ -132,7 +146,7 @@ pub(crate) async fn prepare(
     knarr_api::names::dns1123_subdomain(&name).map_err(|why| {
         Fatal(format!("{name:?} cannot be a node's name: {why}; use --node-name"))
     })?;
-    let address = flags.node_ip.unwrap_or_else(|| own_address(IpAddr::from([0, 0, 0, 0])));
+    let (address, second_address) = addresses(&flags.node_ip)?;
     for dir in [&paths.state, &paths.pods, &paths.logs] {
         fs::create_dir_all(dir)
             .map_err(|error| Fatal(format!("cannot make {}: {error}", dir.display())))?;
@@ -148,14 +162,14 @@ pub(crate) async fn prepare(
         }
     };
     let client = Client::connect(&kubeconfig)?;
-    let addresses = dns::addresses(&flags.dns, &client).await?;
-    let servers = addresses.iter().map(ToString::to_string).collect();
+    let dns_servers = dns::addresses(&flags.dns, &client).await?;
+    let servers = dns_servers.iter().map(ToString::to_string).collect();
     let mut facts = Facts::learn(&client).await?;
     if !cluster_cidrs.is_empty() {
         facts.cluster_cidrs = cluster_cidrs.to_vec();
     }
     facts.domain = flags.dns.cluster_domain.clone().unwrap_or(facts.domain);
-    let dns = dns::config(&flags.dns, addresses, &facts, (&paths.instance, &name));
+    let dns = dns::config(&flags.dns, dns_servers, &facts, (&paths.instance, &name));
     let shim = std::env::current_exe()?;
     let config = NodeConfig {
         name,
@@ -173,6 +187,7 @@ pub(crate) async fn prepare(
         cluster_dns: ClusterDns { servers, domain: facts.domain },
         resolv_conf: flags.dns.resolv_conf.clone(),
         address,
+        second_address,
         port: flags.node_port,
         shim: vec![shim.display().to_string(), POD_SHIM.to_owned()],
         ca: ca.to_owned(),

@@ -107,7 +107,8 @@ mod tests {
 
     #[test]
     fn nodes_read_what_the_control_plane_wrote() {
-        let ranges = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let ranges =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().expect("a range")).collect();
         let facts = Facts {
             cluster_cidrs: ranges(&["10.42.0.0/16", "fd42::/48"]),
             service_cidrs: ranges(&["10.43.0.0/16"]),

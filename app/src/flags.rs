@@ -160,9 +160,10 @@ pub(crate) struct NodeFlags {
     /// The node's name [default: the host name].
     #[arg(long, value_name = "NAME")]
     pub(crate) node_name: Option<String>,
-    /// The node's own address [default: that of the default route].
-    #[arg(long, value_name = "IP")]
-    pub(crate) node_ip: Option<IpAddr>,
+    /// The node's own addresses, one per IP family, the one that others use first [default: those
+    /// of the default routes].
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub(crate) node_ip: Vec<IpAddr>,
     /// The port of the node's own server.
     #[arg(long, default_value_t = 10250, value_name = "PORT")]
     pub(crate) node_port: u16,

@@ -78,22 +78,23 @@ impl NodeNetwork {
         let space = Namespace::open_or_make(&root.join("netns"))?;
         let link = format!("kn{}n{number}", self.paths.instance);
         Network::open()?.plug(&self.bridge, &link, &space, &self.seats(number)).await?;
-        let address = self.addresses(number)[0];
-        let child = space.spawn(invitation.command(&name, &root, address)?)?;
-        info!(node = name, %address, process = child.id(), "further node started");
+        let addresses = self.addresses(number);
+        let child = space.spawn(invitation.command(&name, &root, &addresses)?)?;
+        info!(node = name, ?addresses, process = child.id(), "further node started");
         Ok(Further { name, child })
     }
 }
 
 impl Invitation<'_> {
-    fn command(&self, name: &str, root: &Path, address: IpAddr) -> Result<Command, Fatal> {
+    fn command(&self, name: &str, root: &Path, addresses: &[IpAddr]) -> Result<Command, Fatal> {
         let node = &self.flags.node;
         let mut command = Command::new(std::env::current_exe()?);
         // Its standard input is the rope: it ends when this process does, however that ends.
         command.stdin(Stdio::piped()).stdout(Stdio::null());
         command.env("KNARR_TOKEN", self.token);
         command.args(["agent", "--end-with-stdin", "--server", self.server, "--node-name", name]);
-        command.arg("--node-ip").arg(address.to_string()).arg("--root-dir").arg(root);
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        command.arg("--node-ip").arg(addresses.join(",")).arg("--root-dir").arg(root);
         command.arg("--resolv-conf").arg(&node.dns.resolv_conf);
         for (flag, value) in [
             ("--node-port", u64::from(node.node_port)),
@@ -195,8 +196,7 @@ async fn refuse(
             " and {other} of Pods or Services overlap: an address would be both a node's and theirs"
         ));
     }
-    let plain: knarr_netplan::Cidr = range.to_string().parse().expect("a range is a range");
-    if network.is_used(&plain, bridge).await? {
+    if network.is_used(range, bridge).await? {
         return fatal(" is in use on a link of this machine: choose another".to_owned());
     }
     Ok(*range)

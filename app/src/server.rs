@@ -202,12 +202,17 @@ pub(crate) fn own_address(bound: IpAddr) -> IpAddr {
     if !bound.is_unspecified() {
         return bound;
     }
+    let any = IpAddr::from([0, 0, 0, 0]);
+    route_source(bound).or_else(|_| route_source(any)).unwrap_or(IpAddr::from([127, 0, 0, 1]))
+}
+
+/// The address with which this machine speaks to others of a family.
+fn route_source(any: IpAddr) -> std::io::Result<IpAddr> {
     // Connecting a datagram socket sends nothing; it only asks the kernel for a route.
-    let route = std::net::UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
-        socket.connect("192.0.2.1:9")?;
-        socket.local_addr()
-    });
-    route.map_or(IpAddr::from([127, 0, 0, 1]), |address| address.ip())
+    let somewhere = if any.is_ipv4() { "192.0.2.1:9" } else { "[2001:db8::1]:9" };
+    let socket = std::net::UdpSocket::bind((any, 0))?;
+    socket.connect(somewhere)?;
+    Ok(socket.local_addr()?.ip())
 }
 
 fn serving_identity(

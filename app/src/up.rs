@@ -23,7 +23,9 @@ pub(crate) async fn run(mut flags: UpFlags, drain: Drain) -> Result<(), Fatal> {
     if let Some(network) = &network {
         beside.addresses = network.addresses(1);
         flags.server.advertise_address.get_or_insert(beside.addresses[0]);
-        flags.node.node_ip.get_or_insert(beside.addresses[0]);
+        if flags.node.node_ip.is_empty() {
+            flags.node.node_ip.clone_from(&beside.addresses);
+        }
     }
     let mut plane = ControlPlane::start(&flags.server, &beside, drain.clone()).await?;
     plane.start_rings(&flags.server.controllers, &drain);

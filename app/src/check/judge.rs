@@ -44,8 +44,8 @@ pub(super) struct Findings {
     pub(super) nodes: Vec<NodeFacts>,
     pub(super) servers: Vec<Probe>,
     pub(super) clients: Vec<(Probe, Seen)>,
-    /// The Service's cluster IP.
-    pub(super) service: String,
+    /// The Service's cluster IPs.
+    pub(super) services: Vec<String>,
     pub(super) node_port: u16,
 }
 
@@ -137,7 +137,9 @@ impl Findings {
             add(format!("node/{ip}"), ip, HOST, "who");
             add(format!("nodeport/{ip}"), ip, self.node_port, "who");
         }
-        add("service".to_owned(), &self.service, 80, "who");
+        for ip in &self.services {
+            add(format!("service/{ip}"), ip, 80, "who");
+        }
         add("name".to_owned(), &"web", 80, "who");
         targets
     }
@@ -311,12 +313,11 @@ impl Findings {
     fn services(&self) -> Vec<String> {
         let mut why = Vec::new();
         for (client, seen) in &self.clients {
-            let keys = if client.host { &["service"][..] } else { &["service", "name"] };
-            for key in keys {
-                let what = if *key == "name" { "the name of" } else { "the cluster IP of" };
-                if let Err(error) = seen.answer(key) {
+            let ips = self.services.iter().map(|ip| format!("service/{ip}"));
+            for key in ips.chain((!client.host).then(|| "name".to_owned())) {
+                if let Err(error) = seen.answer(&key) {
                     let Probe { name, node, .. } = client;
-                    why.push(format!("{name} on {node} to {what} a Service: {error}"));
+                    why.push(format!("{name} on {node} to a Service ({key}): {error}"));
                 }
             }
         }
@@ -389,7 +390,7 @@ mod tests {
                 probe("server-0", "a", "10.42.1.2", false),
                 probe("server-1", "b", "10.42.2.2", false),
             ],
-            service: "10.43.0.9".to_owned(),
+            services: vec!["10.43.0.9".to_owned()],
             node_port: 30000,
             clients: Vec::new(),
         };
@@ -453,7 +454,7 @@ mod tests {
         assert_eq!(heard("pod/server-1/10.42.2.2", Some("10.42.1.1"), 2), [6]);
         assert_eq!(heard("node/10.44.0.2", Some("10.44.0.1"), 0), [6]);
         assert_eq!(heard("name", None, 0), [8, 9]);
-        assert_eq!(heard("service", None, 2), [8, 9]);
+        assert_eq!(heard("service/10.43.0.9", None, 2), [8, 9]);
         assert_eq!(heard("nodeport/10.44.0.2", None, 0), [9]);
         let mut blind = sound();
         blind.clients[0].1.own.clear();

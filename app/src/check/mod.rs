@@ -102,7 +102,9 @@ impl Check {
                 _ => findings.servers.push(Probe::read(pod)),
             }
         }
-        findings.service = text(&service, "/spec/clusterIP").to_owned();
+        let ips = service.pointer("/spec/clusterIPs").and_then(Value::as_array);
+        let ips = ips.into_iter().flatten().filter_map(Value::as_str);
+        findings.services = ips.map(str::to_owned).collect();
         let port = service.pointer("/spec/ports/0/nodePort").and_then(Value::as_u64);
         findings.node_port = port.and_then(|port| port.try_into().ok()).unwrap_or_default();
         Ok(())

@@ -109,7 +109,8 @@ pub(super) fn host_server(number: usize, node: &str, image: &str) -> Value {
 /// The Service of all servers.
 pub(super) fn service() -> Value {
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
-        "spec": {"type": "NodePort", "selector": {"app": "web"},
+        "spec": {"type": "NodePort", "ipFamilyPolicy": "PreferDualStack",
+            "selector": {"app": "web"},
             "ports": [{"name": "http", "port": 80, "targetPort": WEB}]}})
 }
 

@@ -6,12 +6,12 @@ use alloc::vec::Vec;
 use core::net::IpAddr;
 
 use knarr_api::Resource;
+use knarr_api::ip::Cidr;
 use knarr_reconcile::Change;
 use serde::Deserialize;
 
 use crate::choose::Place;
 use crate::rules::Nodes;
-use knarr_api::ip::Cidr;
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 

@@ -9,8 +9,9 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::net::IpAddr;
 
+use knarr_api::ip::{Cidr, Family};
+
 use crate::nodes::NodeTable;
-use knarr_api::ip::Cidr;
 
 /// A range of Pod addresses, and the neighbour that has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,7 +85,8 @@ impl NodeTable {
                     continue;
                 }
                 taken.push(*pods);
-                if name == own {
+                // Who has not said yet where it is will do so in a moment.
+                if name == own || node.internal.is_empty() {
                     continue;
                 }
                 match gateway(&node.internal, *pods, links) {
@@ -102,7 +104,7 @@ impl NodeTable {
 
 /// The first of a node's addresses that is a neighbour, of the Pods' family.
 fn gateway(internal: &[IpAddr], pods: Cidr, links: &[Cidr]) -> Result<IpAddr, NoRoute> {
-    let mut same = internal.iter().filter(|address| address.is_ipv4() == pods.network().is_ipv4());
+    let mut same = internal.iter().filter(|address| Family::of(**address) == pods.family());
     let near = |address: &&IpAddr| links.iter().any(|link| link.contains(**address));
     match same.clone().find(near) {
         Some(address) => Ok(*address),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use netlink_packet_route::address::AddressAttribute;
 use rtnetlink::LinkBridge;
 
-use crate::veth::{NetError, Network, during, find, lost, up};
+use crate::veth::{NetError, Network, add_address, during, find, lost, up};
 
 impl Network {
     /// Makes a link (a bridge without ports) that holds exactly these addresses, so that packets
@@ -22,8 +22,7 @@ impl Network {
         self.drop_addresses(index, addresses).await?;
         for address in addresses {
             let bits = if address.is_ipv4() { 32 } else { 128 };
-            let added = self.host.address().add(index, *address, bits).replace().execute().await;
-            added.map_err(during(format!("add address {address}")))?;
+            add_address(&self.host, index, *address, bits).await?;
         }
         up(&self.host, link).await
     }

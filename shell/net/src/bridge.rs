@@ -5,12 +5,11 @@ use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
-use knarr_netplan::Cidr;
-use netlink_packet_route::address::AddressHeaderFlags;
+use knarr_api::ip::Cidr;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::namespace::Namespace;
-use crate::veth::{NetError, Network, during, find, forward, lost, up, within};
+use crate::veth::{NetError, Network, add_address, during, find, forward, lost, up, within};
 
 /// What a further node calls its link.
 const INSIDE: &str = "eth0";
@@ -39,7 +38,7 @@ impl Network {
         let (index, _) = find(&self.host, name).await?.ok_or_else(|| lost(name))?;
         up(&self.host, name).await?;
         for seat in seats {
-            sit(&self.host, index, seat).await?;
+            add_address(&self.host, index, seat.address, seat.prefix).await?;
         }
         forward(name, seats.iter().any(|seat| seat.address.is_ipv6()))
     }
@@ -86,17 +85,6 @@ impl Network {
     }
 }
 
-/// Gives a link its address.
-async fn sit(handle: &Handle, link: u32, seat: &Seat) -> Result<(), NetError> {
-    let mut request = handle.address().add(link, seat.address, seat.prefix).replace();
-    if seat.address.is_ipv6() {
-        // Nobody else has it: looking for duplicates would keep it unusable for seconds.
-        request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
-    }
-    let added = request.execute().await;
-    added.map_err(during(format!("add address {}", seat.address)))
-}
-
 async fn set_up_node(handle: Handle, peer: String, seats: Vec<Seat>) -> Result<(), NetError> {
     up(&handle, "lo").await?;
     let (index, _) = find(&handle, &peer).await?.ok_or_else(|| lost(&peer))?;
@@ -104,7 +92,7 @@ async fn set_up_node(handle: Handle, peer: String, seats: Vec<Seat>) -> Result<(
     handle.link().set(named).execute().await.map_err(during("name a link"))?;
     up(&handle, INSIDE).await?;
     for seat in &seats {
-        sit(&handle, index, seat).await?;
+        add_address(&handle, index, seat.address, seat.prefix).await?;
         let route = match seat.gateway {
             IpAddr::V4(via) => RouteMessageBuilder::<Ipv4Addr>::new().gateway(via).build(),
             IpAddr::V6(via) => RouteMessageBuilder::<Ipv6Addr>::new().gateway(via).build(),

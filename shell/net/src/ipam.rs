@@ -75,9 +75,9 @@ impl Subnet {
 #[derive(Debug)]
 pub struct Pool {
     dir: PathBuf,
-    subnet: Subnet,
+    /// One of each family at most, with the place of the address that was given last.
+    subnets: Vec<(Subnet, u32)>,
     used: BTreeMap<IpAddr, String>,
-    last: u32,
 }
 
 impl Pool {
@@ -85,7 +85,7 @@ impl Pool {
     ///
     /// # Errors
     /// When the folder cannot be made or read.
-    pub fn open(dir: &Path, subnet: Subnet) -> Result<Self, PoolError> {
+    pub fn open(dir: &Path, subnets: &[Subnet]) -> Result<Self, PoolError> {
         let io = |error| PoolError::Io(dir.to_owned(), error);
         fs::create_dir_all(dir).map_err(io)?;
         let mut used = BTreeMap::new();
@@ -96,22 +96,34 @@ impl Pool {
                 used.insert(address, owner);
             }
         }
-        Ok(Self { dir: dir.to_owned(), subnet, used, last: 1 })
+        let subnets = subnets.iter().map(|subnet| (*subnet, 1)).collect();
+        Ok(Self { dir: dir.to_owned(), subnets, used })
     }
 
-    /// The address that `owner` has, or the next free one. The first two and the last of the
-    /// subnet are not given out.
+    /// The addresses that `owner` has, or the next free one of each subnet. The first two and the
+    /// last of a subnet are not given out.
     ///
     /// # Errors
-    /// [`PoolError`].
-    pub fn allocate(&mut self, owner: &str) -> Result<IpAddr, PoolError> {
-        if let Some(address) = self.of(owner) {
-            return Ok(address);
+    /// [`PoolError`]; what was given out is taken back.
+    pub fn allocate(&mut self, owner: &str) -> Result<Vec<IpAddr>, PoolError> {
+        for at in 0..self.subnets.len() {
+            if let Err(error) = self.allocate_of(at, owner) {
+                self.release(owner)?;
+                return Err(error);
+            }
         }
-        let size = self.subnet.size();
+        Ok(self.of(owner))
+    }
+
+    fn allocate_of(&mut self, at: usize, owner: &str) -> Result<(), PoolError> {
+        let (subnet, last) = self.subnets[at];
+        if self.of(owner).iter().any(|ip| ip.is_ipv4() == subnet.base.is_ipv4()) {
+            return Ok(());
+        }
+        let size = subnet.size();
         for step in 1..size {
-            let n = (self.last + step) % size;
-            let address = self.subnet.nth(n);
+            let n = (last + step) % size;
+            let address = subnet.nth(n);
             if n < 2 || n == size - 1 || self.used.contains_key(&address) {
                 continue;
             }
@@ -120,10 +132,10 @@ impl Pool {
                 fs::File::create_new(&path).map_err(|error| PoolError::Io(path.clone(), error))?;
             file.write_all(owner.as_bytes()).map_err(|error| PoolError::Io(path, error))?;
             self.used.insert(address, owner.to_owned());
-            self.last = n;
-            return Ok(address);
+            self.subnets[at].1 = n;
+            return Ok(());
         }
-        Err(PoolError::Exhausted(self.subnet))
+        Err(PoolError::Exhausted(subnet))
     }
 
     /// Gives back what `owner` has.
@@ -144,9 +156,14 @@ impl Pool {
         Ok(())
     }
 
-    /// The address that `owner` has.
-    pub fn of(&self, owner: &str) -> Option<IpAddr> {
-        self.used.iter().find(|(_, o)| *o == owner).map(|(address, _)| *address)
+    /// The addresses that `owner` has, in the order of the subnets.
+    pub fn of(&self, owner: &str) -> Vec<IpAddr> {
+        let own = self.used.iter().filter(|(_, o)| *o == owner).map(|(address, _)| *address);
+        let mut own: Vec<IpAddr> = own.collect();
+        own.sort_by_key(|ip| {
+            self.subnets.iter().position(|(subnet, _)| subnet.base.is_ipv4() == ip.is_ipv4())
+        });
+        own
     }
 
     /// Everybody who has an address.
@@ -159,22 +176,38 @@ impl Pool {
 mod tests {
     use super::*;
 
+    fn given(pool: &mut Pool, owner: &str) -> String {
+        let given = pool.allocate(owner).expect("room");
+        given.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    }
+
     #[test]
     fn addresses_are_given_once_and_survive_a_restart() {
         let dir = tempfile::tempdir().expect("a folder");
         let subnet: Subnet = "10.1.2.0/29".parse().expect("a subnet");
-        let mut pool = Pool::open(dir.path(), subnet).expect("a pool");
-        let mut given: Vec<IpAddr> = Vec::new();
-        for owner in ["a", "b", "c", "d", "e"] {
-            given.push(pool.allocate(owner).expect("room"));
-        }
-        let last: Vec<String> = given.iter().map(ToString::to_string).collect();
+        let mut pool = Pool::open(dir.path(), &[subnet]).expect("a pool");
+        let last: Vec<String> =
+            ["a", "b", "c", "d", "e"].iter().map(|owner| given(&mut pool, owner)).collect();
         assert_eq!(last, ["10.1.2.2", "10.1.2.3", "10.1.2.4", "10.1.2.5", "10.1.2.6"]);
         assert!(matches!(pool.allocate("f"), Err(PoolError::Exhausted(_))));
-        let mut again = Pool::open(dir.path(), subnet).expect("the same pool");
-        assert_eq!(again.allocate("c").expect("kept").to_string(), "10.1.2.4");
+        let mut again = Pool::open(dir.path(), &[subnet]).expect("the same pool");
+        assert_eq!(given(&mut again, "c"), "10.1.2.4");
         again.release("c").expect("released");
-        assert_eq!(again.allocate("f").expect("free again").to_string(), "10.1.2.4");
+        assert_eq!(given(&mut again, "f"), "10.1.2.4");
+    }
+
+    #[test]
+    fn each_owner_has_an_address_of_each_family_or_none() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let subnets = ["fd00:1::/64", "10.1.2.0/30"].map(|text| text.parse().expect("a subnet"));
+        let mut pool = Pool::open(dir.path(), &subnets).expect("a pool");
+        assert_eq!(given(&mut pool, "a"), "fd00:1::2 10.1.2.2");
+        assert!(matches!(pool.allocate("b"), Err(PoolError::Exhausted(_))));
+        assert_eq!(pool.of("b"), [] as [IpAddr; 0], "half an allocation stayed");
+        let mut again = Pool::open(dir.path(), &subnets).expect("the same pool");
+        assert_eq!(given(&mut again, "a"), "fd00:1::2 10.1.2.2");
+        again.release("a").expect("released");
+        assert_eq!(given(&mut again, "b"), "fd00:1::2 10.1.2.2");
     }
 
     #[test]

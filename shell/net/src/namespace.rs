@@ -33,7 +33,7 @@ impl Namespace {
     }
 
     fn is_there(&self) -> bool {
-        rustix::fs::statfs(&self.path).is_ok_and(|found| found.f_type as i64 == NSFS)
+        rustix::fs::statfs(&self.path).is_ok_and(|found| found.f_type == NSFS)
     }
 
     fn make(&self) -> io::Result<()> {

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
-use knarr_netplan::{Cidr, PodRoute};
+use knarr_api::ip::Cidr;
+use knarr_netplan::PodRoute;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope,
@@ -48,11 +49,10 @@ impl Network {
         let mut all = self.host.address().get().execute();
         while let Some(message) = all.try_next().await.map_err(during("list addresses"))? {
             let (link, prefix) = (message.header.index, message.header.prefix_len);
-            let text = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Address(ip) => Some(format!("{ip}/{prefix}")),
+            ranges.extend(message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(ip) => Some((link, Cidr::new(*ip, prefix)?)),
                 _ => None,
-            });
-            ranges.extend(text.and_then(|text| Some((link, text.parse().ok()?))));
+            }));
         }
         Ok(ranges)
     }

@@ -259,16 +259,25 @@ async fn set_up_inside(
     up(&handle, INSIDE).await?;
     for address in addresses {
         let bits = if address.is_ipv4() { 32 } else { 128 };
-        let mut request = handle.address().add(index, address, bits);
-        if address.is_ipv6() {
-            // Nobody else has it: looking for duplicates would keep it unusable for seconds.
-            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
-        }
-        let added = request.execute().await;
-        added.map_err(during(format!("add address {address}")))?;
+        add_address(&handle, index, address, bits).await?;
         default_route(&handle, index, address, gateway_mac.clone()).await?;
     }
     Ok(())
+}
+
+/// Gives a link an address, at once of use.
+pub(crate) async fn add_address(
+    handle: &Handle,
+    link: u32,
+    address: IpAddr,
+    prefix: u8,
+) -> Result<(), NetError> {
+    let mut request = handle.address().add(link, address, prefix).replace();
+    if address.is_ipv6() {
+        // Nobody else has it: looking for duplicates would keep it unusable for seconds.
+        request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+    }
+    request.execute().await.map_err(during(format!("add address {address}")))
 }
 
 /// Names the MAC behind an address for good, so that nobody ever has to ask for it.

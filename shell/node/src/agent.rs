@@ -62,6 +62,8 @@ pub struct NodeConfig {
     pub resolv_conf: PathBuf,
     /// The node's own address.
     pub address: IpAddr,
+    /// Its address of the other IP family, where it has one.
+    pub second_address: Option<IpAddr>,
     /// Port of the node's server.
     pub port: u16,
     /// Executable and leading arguments of a pod shim.
@@ -72,6 +74,13 @@ pub struct NodeConfig {
     pub serving: Signed,
     /// What the node reports as its version.
     pub version: String,
+}
+
+impl NodeConfig {
+    /// The node's addresses, its own family's first, as texts.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = String> {
+        [self.address].into_iter().chain(self.second_address).map(|ip| ip.to_string())
+    }
 }
 
 /// Why an agent cannot work.

@@ -95,11 +95,13 @@ fn conditions() -> Value {
 
 fn status(node: &Node) -> Value {
     let config = &node.config;
+    let internal = config.addresses().map(|ip| json!({"type": "InternalIP", "address": ip}));
+    let mut addresses: Vec<Value> = internal.collect();
+    addresses.push(json!({"type": "Hostname", "address": config.name}));
     json!({
         "capacity": resources(node), "allocatable": resources(node),
         "conditions": conditions(),
-        "addresses": [{"type": "InternalIP", "address": config.address.to_string()},
-            {"type": "Hostname", "address": config.name}],
+        "addresses": addresses,
         "daemonEndpoints": {"kubeletEndpoint": {"Port": config.port}},
         "nodeInfo": {
             "machineID": first_line("/etc/machine-id"),
@@ -158,17 +160,23 @@ async fn tell(node: &Arc<Node>) -> Result<Value, ClientError> {
     node.client.patch(NODES, &own_key(node), "status", PatchType::Merge, &patch).await
 }
 
-/// Takes up the node's Pod address range, once it has one.
+/// Takes up the node's Pod address ranges, once it has them.
 fn take_range(node: &Node, live: &Value) {
-    let Some(range) = live.pointer("/spec/podCIDR").and_then(Value::as_str) else { return };
+    let ranges = live.pointer("/spec/podCIDRs").and_then(Value::as_array);
+    let ranges: Vec<&str> = ranges.into_iter().flatten().filter_map(Value::as_str).collect();
+    if ranges.is_empty() {
+        return;
+    }
     node.pool(|pool| {
         if pool.is_some() {
             return;
         }
         let dir = node.config.state_dir.join("addresses");
-        let opened = range
-            .parse::<Subnet>()
-            .and_then(|subnet| Pool::open(&dir, subnet).map_err(|error| error.to_string()));
+        let subnets: Result<Vec<Subnet>, String> =
+            ranges.iter().map(|range| range.parse()).collect();
+        let opened = subnets
+            .and_then(|subnets| Pool::open(&dir, &subnets).map_err(|error| error.to_string()));
+        let range = ranges.join(", ");
         match opened {
             Ok(opened) => {
                 info!(range, "Pod address range");
@@ -200,7 +208,7 @@ pub(crate) async fn heartbeat(node: Arc<Node>) {
         if let Err(error) = renew(&node).await {
             warn!(%error, "the node's lease was not renewed");
         }
-        if beat % RETELL_EVERY == 0 {
+        if beat % RETELL_EVERY == 0 || is_given_up(&node).await {
             retell(&node).await;
         }
         let next = tokio::time::sleep(RENEW_EVERY);
@@ -212,6 +220,13 @@ pub(crate) async fn heartbeat(node: Arc<Node>) {
             }
         }
     }
+}
+
+/// Whether the cluster believes that this node is not ready, as after it was not heard for long.
+async fn is_given_up(node: &Node) -> bool {
+    let live = node.client.get(NODES, &own_key(node)).await.unwrap_or_default();
+    let conditions = live.pointer("/status/conditions").and_then(Value::as_array);
+    conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] != "True")
 }
 
 async fn retell(node: &Arc<Node>) {

@@ -1,7 +1,6 @@
 //! One Pod's task: look, decide, do, look again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -204,10 +203,14 @@ impl Worker {
         let mut containers = runtime.list_containers();
         containers.retain(own);
         let containers = self.with_last_words(containers).await;
-        let node_addresses = vec![self.node.config.address.to_string()];
+        let node_addresses: Vec<String> = self.node.config.addresses().collect();
         let addresses = match config::host_network(pod) {
             true => node_addresses.clone(),
-            false => sandboxes.iter().find_map(|s| self.address(&s.id)).into_iter().collect(),
+            false => sandboxes
+                .iter()
+                .map(|s| self.addresses(&s.id))
+                .find(|own| !own.is_empty())
+                .unwrap_or_default(),
         };
         Observed {
             images: self.images(pod).await,
@@ -239,9 +242,10 @@ impl Worker {
         runs
     }
 
-    /// The address that a sandbox has.
-    fn address(&self, sandbox: &str) -> Option<String> {
-        self.node.pool(|pool| pool.as_ref()?.of(sandbox)).map(|address| address.to_string())
+    /// The addresses that a sandbox has.
+    fn addresses(&self, sandbox: &str) -> Vec<String> {
+        let own = self.node.pool(|pool| pool.as_ref().map(|pool| pool.of(sandbox)));
+        own.unwrap_or_default().iter().map(ToString::to_string).collect()
     }
 
     async fn images(&self, pod: &Pod) -> BTreeMap<String, ImageState> {
@@ -459,7 +463,7 @@ impl Worker {
     fn itself(&self, addresses: Vec<String>) -> Itself {
         Itself {
             addresses,
-            node_addresses: vec![self.node.config.address.to_string()],
+            node_addresses: self.node.config.addresses().collect(),
             allocatable: (self.node.cpus * 1000, self.node.memory),
             services: BTreeMap::new(),
         }
@@ -485,8 +489,8 @@ impl Worker {
             self.node.blocking(move |node| node.runtime.remove_pod_sandbox(&gone)).await.ok();
             return Err(error);
         }
-        let address = if host { None } else { self.address(&id) };
-        let written = files::write_names(&paths, &self.names(pod, address.as_slice()));
+        let addresses = if host { Vec::new() } else { self.addresses(&id) };
+        let written = files::write_names(&paths, &self.names(pod, &addresses));
         written.map_err(|error| failed(&error))
     }
 
@@ -508,11 +512,11 @@ impl Worker {
         let id = sandbox.to_owned();
         let status = self.node.blocking(move |node| node.runtime.pod_sandbox_status(&id)).await;
         let netns = status.map_err(|error| failed(&error))?.netns.unwrap_or_default();
-        let address: IpAddr = self.node.pool(|pool| match pool {
+        let addresses = self.node.pool(|pool| match pool {
             Some(pool) => pool.allocate(sandbox).map_err(|error| failed(&error)),
             None => Err(failed(&"the node has no Pod address range (podCIDR) yet")),
         })?;
-        let want = Attachment { link: self.link(sandbox), addresses: vec![address] };
+        let want = Attachment { link: self.link(sandbox), addresses };
         let attached = self.node.network.attach(Path::new(&netns), &want).await;
         attached.map_err(|error| failed(&error))
     }
