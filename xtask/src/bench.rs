@@ -30,6 +30,7 @@ const BENCHMARKS: &[Benchmark] = &[
     ("container", "create, start, end, delete of a container, beside crun", container),
     ("pull", "a 200 MB image from a registry on the loopback, beside containerd", pull::pull),
     ("proxy", "packet rules of 1,000 and 10,000 Services and a change, beside nft -f", proxy),
+    ("dns", "questions for the addresses of 1,000 Services, beside unbound", dns),
 ];
 
 const RUNS: usize = 10;
@@ -69,6 +70,9 @@ fn alone(names: &[&str]) -> Outcome<()> {
     }
     if names.is_empty() || names.contains(&"proxy") {
         build_example("knarr-proxy", "load")?;
+    }
+    if names.is_empty() || names.contains(&"dns") {
+        build_example("knarr-dns", "questions")?;
     }
     // Not in /tmp, which may be memory: syncing to the disk is part of what is measured.
     let dir = Path::new("/var/tmp").join(format!("knarr-bench-{}", std::process::id()));
@@ -301,6 +305,31 @@ fn proxy(_: &Site) -> Outcome<Vec<Row>> {
         Ok(Row { name, unit, min: None, median, p90, max: None, target })
     };
     rows.into_iter().map(row).collect()
+}
+
+/// The DNS crate's own example.
+fn dns(_: &Site) -> Outcome<Vec<Row>> {
+    let output = Command::new(root().join("target/release/examples/questions")).arg("5").output()?;
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    let rate = |word: &str| -> Outcome<f64> {
+        let line = text.lines().find(|line| line.starts_with(word));
+        let figure = line.and_then(|line| line.split(" rate ").nth(1));
+        Ok(figure.ok_or(format!("no figures: {text}"))?.trim().parse()?)
+    };
+    let row = |name, unit, median, p90| {
+        Row { name, unit, min: None, median, p90, max: None, target: None }
+    };
+    let mut rows = Vec::new();
+    for (word, rates, waits) in [
+        ("knarr", "DNS questions, knarr", "wait for DNS, knarr"),
+        ("unbound", "DNS questions, unbound", "wait for DNS, unbound"),
+    ] {
+        let rate = rate(word)? / 1e3;
+        rows.push(row(rates, "k/s", rate, rate));
+        let (p50, p90) = percentiles(&text, word).ok_or(format!("no figures: {text}"))?;
+        rows.push(row(waits, "µs", p50 * 1e3, p90 * 1e3));
+    }
+    Ok(rows)
 }
 
 /// Median and p90 in milliseconds from a line like `crun: p50 5.3ms p90 812.5µs p99 1.2s of 200`.
