@@ -309,15 +309,22 @@ fn proxy(_: &Site) -> Outcome<Vec<Row>> {
 
 /// The DNS crate's own example.
 fn dns(_: &Site) -> Outcome<Vec<Row>> {
-    let output = Command::new(root().join("target/release/examples/questions")).arg("5").output()?;
+    let output =
+        Command::new(root().join("target/release/examples/questions")).arg("5").output()?;
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     let rate = |word: &str| -> Outcome<f64> {
         let line = text.lines().find(|line| line.starts_with(word));
         let figure = line.and_then(|line| line.split(" rate ").nth(1));
         Ok(figure.ok_or(format!("no figures: {text}"))?.trim().parse()?)
     };
-    let row = |name, unit, median, p90| {
-        Row { name, unit, min: None, median, p90, max: None, target: None }
+    let row = |name, unit, median, p90| Row {
+        name,
+        unit,
+        min: None,
+        median,
+        p90,
+        max: None,
+        target: None,
     };
     let mut rows = Vec::new();
     for (word, rates, waits) in [
