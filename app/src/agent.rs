@@ -146,6 +146,7 @@ pub(crate) async fn prepare(
     knarr_api::names::dns1123_subdomain(&name).map_err(|why| {
         Fatal(format!("{name:?} cannot be a node's name: {why}; use --node-name"))
     })?;
+    crate::ranges::node_ips(&flags.node_ip)?;
     let (address, second_address) = addresses(&flags.node_ip)?;
     for dir in [&paths.state, &paths.pods, &paths.logs] {
         fs::create_dir_all(dir)

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use knarr_api::ip::{Cidr, Family};
+use knarr_api::ip::{Cidr, Class, Family};
 
 use crate::flags::ServerFlags;
 use crate::process::Fatal;
@@ -37,6 +37,11 @@ impl Ranges {
                 )));
             }
         }
+        // Loopback will do for a control plane that only this machine talks to.
+        let class = Class::of(advertise);
+        if let Some(why) = class.unusable().filter(|_| class != Class::Loopback) {
+            return Err(Fatal(format!("--advertise-address {advertise} cannot be used: {why}")));
+        }
         Ok(Self { services, pods })
     }
 }
@@ -68,6 +73,16 @@ fn services(ranges: &[Cidr]) -> Result<Vec<Cidr>, Fatal> {
     usable(flag, ranges)
 }
 
+/// Refuses an address that a node was given and that nobody can reach it at (the kubelet's
+/// `--node-ip` has the same rules).
+pub(crate) fn node_ips(given: &[IpAddr]) -> Result<(), Fatal> {
+    let why = |address: &IpAddr| Some((*address, Class::of(*address).unusable()?));
+    match given.iter().find_map(why) {
+        Some((address, why)) => Err(Fatal(format!("--node-ip {address} cannot be used: {why}"))),
+        None => Ok(()),
+    }
+}
+
 /// Ranges of Pods.
 pub(crate) fn pods(ranges: &[Cidr]) -> Result<Vec<Cidr>, Fatal> {
     usable("cluster-cidr", ranges)
@@ -86,6 +101,18 @@ mod tests {
         let Command::Server(flags) = cli.command else { panic!("a server") };
         let own = "192.168.7.1".parse().expect("an address");
         Ranges::check(&flags, own).map(drop).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn addresses_that_nobody_reaches_are_refused() {
+        let own = |text: &str| text.parse::<IpAddr>().expect("an address");
+        assert!(node_ips(&[]).is_ok());
+        assert!(node_ips(&["192.168.7.1", "2001:db8::1", "100.64.0.1"].map(own)).is_ok());
+        let wrong = ["127.0.0.1", "::1", "0.0.0.0", "224.0.0.9", "169.254.1.1", "fe80::1"];
+        for text in wrong.into_iter().chain(["255.255.255.255", "240.0.0.1"]) {
+            let refused = node_ips(&[own(text)]).expect_err(text).to_string();
+            assert!(refused.contains(text), "{refused}");
+        }
     }
 
     #[test]

@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::part::Part;
 use super::pod_spec::EFFECTS;
 
-pub(super) fn node(tree: &Value, out: &mut Vec<Cause>) {
+pub(super) fn node(tree: &Value, live: Option<&Value>, out: &mut Vec<Cause>) {
+    super::networking::pod_ranges(&Part::root(tree).get("spec"), live, out);
     let mut taken = BTreeSet::new();
     for taint in Part::root(tree).get("spec").get("taints").items() {
         let [key, value, effect] = ["key", "value", "effect"].map(|name| taint.get(name));

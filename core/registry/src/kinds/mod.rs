@@ -90,7 +90,7 @@ pub(crate) fn validate(kind: &Kind, tree: &Value, live: Option<&Value>) -> Vec<C
         _ if live
             .is_some_and(|live| tree.get("spec").is_some() && live["spec"] == tree["spec"]) => {}
         ("", "pods") => pod::validate(tree, live, out),
-        ("", "nodes") => cluster::node(tree, out),
+        ("", "nodes") => cluster::node(tree, live, out),
         ("certificates.k8s.io", "certificatesigningrequests") => {
             cluster::certificate_request(tree, out);
         }
@@ -102,6 +102,7 @@ pub(crate) fn validate(kind: &Kind, tree: &Value, live: Option<&Value>) -> Vec<C
         ("", "services") => service::service(tree, live, out),
         ("", "endpoints") => networking::endpoints(tree, out),
         ("discovery.k8s.io", "endpointslices") => networking::endpoint_slice(tree, live, out),
+        ("networking.k8s.io", "networkpolicies") => networking::network_policy(tree, out),
         ("networking.k8s.io", "servicecidrs") => networking::service_cidr(tree, live, out),
         ("networking.k8s.io", "ipaddresses") => networking::ip_address(tree, live, out),
         ("apps", "deployments") => workload::deployment(tree, live, out),

@@ -14,6 +14,7 @@ pub(super) const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExec
 
 /// Everything that is wrong with a spec.
 pub(super) fn validate(spec: &Part<'_>, out: &mut Vec<Cause>) {
+    super::networking::pod_names(spec, out);
     let volumes = volume::all(&spec.get("volumes"), out);
     containers(spec, &volumes, out);
     host_network(spec, out);
