@@ -591,7 +591,8 @@ fn variables_of_services_come_behind_the_containers_own() {
     let mut itself = itself();
     itself.services = [("S", "1"), ("T", "2")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
     let container = json!({"name": "c", "args": ["$(S)$(T)"], "env": [
-        {"name": "U", "value": "$(S)$(T)"}, {"name": "T", "value": "own"}, {"name": "V", "value": "$(T)"}]});
+        {"name": "U", "value": "$(S)$(T)"}, {"name": "T", "value": "own"},
+        {"name": "V", "value": "$(T)"}]});
     let pod = pod(json!({"containers": [container]}), "BestEffort");
     let envs = environment(&pod, &only(&pod), &sources(), &itself).unwrap();
     let envs: Vec<String> = envs.iter().map(|(k, v)| format!("{k}={v}")).collect();
