@@ -137,18 +137,22 @@ fn plugins_connect_pods_and_leave_nothing() {
 
 /// A plugin that refuses, and does not undo while a file is there.
 fn broken(machine: &Machine) {
-    let dir = machine.path("bin");
-    fs::create_dir_all(&dir).unwrap();
-    let marker = machine.path("stuck");
+    let marker = machine.path("stuck").display().to_string();
     fs::write(&marker, "").unwrap();
     let script = format!(
-        "#!/bin/sh\ncat >/dev/null\n[ $CNI_COMMAND = DEL ] && [ ! -e {} ] && exit 0\n\
+        "[ $CNI_COMMAND = DEL ] && [ ! -e {marker} ] && exit 0\n\
          echo '{{\"cniVersion\": \"1.0.0\", \"code\": 11, \"msg\": \"no room\", \
-         \"details\": \"try later\"}}'\nexit 1\n",
-        marker.display()
+         \"details\": \"try later\"}}'\nexit 1"
     );
-    fs::write(dir.join("broken"), script).unwrap();
-    fs::set_permissions(dir.join("broken"), fs::Permissions::from_mode(0o755)).unwrap();
+    plugin(machine, "broken", &script);
+}
+
+/// Makes a plugin of a few lines of shell.
+fn plugin(machine: &Machine, name: &str, script: &str) {
+    let path = machine.path("bin").join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, format!("#!/bin/sh\ncat >/dev/null\n{script}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 fn until(what: &str, is_so: impl Fn() -> bool) {
@@ -192,6 +196,45 @@ fn a_broken_network_is_told_of_and_without_one_the_built_in_is_used() {
         assert_eq!(machine.value("pod/before", ".status.podIP"), address);
         drop(up);
         machine.knarr("reset --yes @data @root").success();
+        machine.assert_as_before();
+    });
+}
+
+#[test]
+fn a_pod_whose_connecting_was_broken_off_gets_another_sandbox() {
+    alone(|machine| {
+        let path = |name: &str| machine.path(name).display().to_string();
+        let (begun, stuck, undone) = (path("begun"), path("stuck"), path("undone"));
+        fs::write(&stuck, "").unwrap();
+        let script = format!(
+            "[ $CNI_COMMAND = DEL ] && echo $CNI_CONTAINERID >>{undone} && exit 0\n\
+             echo $CNI_CONTAINERID >>{begun}\nwhile [ -e {stuck} ]; do sleep 0.05; done\n\
+             echo '{{\"cniVersion\": \"1.0.0\", \"ips\": [{{\"address\": \"10.9.0.9/24\"}}]}}'"
+        );
+        plugin(machine, "slow", &script);
+        configure(machine, "x.conf", r#"{"cniVersion":"1.0.0","name":"x","type":"slow"}"#);
+        let start = || {
+            let up = machine.start(&format!("{UP} --cni-bin-dir @bin"));
+            up.line("Ready", |line| line.starts_with("Ready"));
+            up
+        };
+        let up = start();
+        machine.import("busybox");
+        machine.apply(&busybox("one", "sleep 3600"));
+        let lines = |path: &str| -> Vec<String> {
+            fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+        };
+        until("a plugin is called", || lines(&begun).len() == 1);
+        drop(up);
+        fs::remove_file(&stuck).unwrap();
+        let up = start();
+        machine.wait("pod/one", "condition=Ready");
+        assert_eq!(machine.value("pod/one", ".status.podIP"), "10.9.0.9");
+        assert_eq!(lines(&undone), lines(&begun)[..1]);
+        drop(up);
+        machine.knarr("reset --yes @data @root").success();
+        assert_eq!(lines(&undone), lines(&begun));
+        fs::remove_dir_all(machine.path("root/etc")).unwrap();
         machine.assert_as_before();
     });
 }

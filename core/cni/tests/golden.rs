@@ -1,7 +1,7 @@
 //! Golden scripts: configurations, Pods and answers in, what is said to plugins out.
 //!
-//! A block is a line `VERB ARGUMENT` and lines of YAML up to an empty line; what comes of it are the
-//! lines that open with `=> `. `KNARR_BLESS=1` rewrites them. `decode FILE` reads a configuration
+//! A block is a line `VERB ARGUMENT` and lines up to an empty line; what comes of it are the lines
+//! that open with `=> `. `KNARR_BLESS=1` rewrites them. `decode FILE` reads a configuration
 //! and keeps it; `pod` makes what is wanted, `result` keeps a plugin's answer, `tell add|del` shows
 //! what each plugin hears, `addresses`, `failure` and `first` show theirs.
 #![allow(clippy::unwrap_used)]
