@@ -24,10 +24,14 @@ impl Place {
     }
 
     fn cni(&self, seconds: u64) -> Cni {
-        let dirs = ["missing", "bin"].map(|dir| self.path().join(dir));
+        self.cni_with(&["missing", "bin"], seconds)
+    }
+
+    fn cni_with(&self, dirs: &[&str], seconds: u64) -> Cni {
+        let dirs = dirs.iter().map(|dir| self.path().join(dir));
         Cni::open(Config {
             conf_dir: self.path().join("net.d"),
-            bin_dirs: dirs.into(),
+            bin_dirs: dirs.collect(),
             state_dir: self.path().join("state"),
             patience: Duration::from_secs(seconds),
         })
@@ -108,7 +112,7 @@ async fn plugins_are_called_in_order_and_undone_backwards_by_whoever_comes_next(
 
     // Another agent, and another configuration: what was done is undone by what it was done with.
     fs::remove_file(place.path().join("net.d/10-net.conflist")).unwrap();
-    let cni = place.cni(60);
+    let cni = place.cni_with(&[], 60);
     assert_eq!(cni.addresses("box").len(), 2);
     assert!(cni.network().unwrap().is_none());
     undo(&cni).await.unwrap();
@@ -116,6 +120,12 @@ async fn plugins_are_called_in_order_and_undone_backwards_by_whoever_comes_next(
     undo(&cni).await.unwrap();
     assert_eq!((place.calls(), cni.sandboxes()), (vec![], vec![]));
     assert_eq!(fs::read_dir(place.path().join("state")).unwrap().count(), 0);
+
+    // Plugins may have moved meanwhile.
+    place.chain("1.0.0");
+    connect(&place.cni(60)).await.unwrap();
+    fs::rename(place.path().join("bin"), place.path().join("moved")).unwrap();
+    undo(&place.cni_with(&["moved"], 60)).await.unwrap();
 }
 
 #[tokio::test]
