@@ -87,9 +87,8 @@ impl Cluster<'_> {
 
     fn launch(&mut self) -> Outcome<()> {
         let log = self.site.dir.join("log");
-        let mut command = self
-            .site
-            .knarr("up @data @root --bind-address 127.0.0.1 --node-name bench");
+        let mut command =
+            self.site.knarr("up @data @root --bind-address 127.0.0.1 --node-name bench");
         command.args(["--secure-port".to_owned(), PORT.to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log)?);
         self.started = Instant::now();
