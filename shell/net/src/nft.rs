@@ -1,7 +1,7 @@
 //! A table of `core/netplan` into the kernel: one transaction per change, without any process.
 
 use knarr_netplan::nft::{
-    Affinity, Chain, Element, Field, Load, Rule, Sense, Side, Statement, Value, Verdict,
+    Chain, Element, Field, Load, Rule, Sense, Side, Statement, Value, Verdict,
 };
 use knarr_netplan::sets::{Set, Shape};
 use knarr_netplan::{Cidr, Delta, Family};
@@ -267,6 +267,15 @@ fn meta(out: &mut Messages, key: u32, to: u32) {
     });
 }
 
+/// What a packet has becomes the first register's content.
+fn set_meta(out: &mut Messages, key: u32) {
+    expression(out, "meta", |out| {
+        out.number(2, key);
+        out.number(3, R0);
+    });
+}
+
+const META_PRIORITY: u32 = 2;
 const META_MARK: u32 = 3;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
@@ -334,6 +343,7 @@ fn load(out: &mut Messages, key: &[Load], mut at: u32) -> u32 {
                 out.number(3, 1);
                 out.number(4, *base);
             }),
+            Load::Noted => meta(out, META_PRIORITY, at),
         }
         at += size(&[one.field()]) / 4;
     }
@@ -369,37 +379,20 @@ enum Write {
     Delete = 2,
 }
 
-/// Remembers or forgets a client: its key at the first register, its endpoint at `data`.
-fn remember(out: &mut Messages, affinity: &Affinity, how: Write, data: u32) {
+/// Writes what is noted to a map, under the loaded key. Deleting needs no data, but the kernel
+/// wants every write to a map to name some.
+fn write(out: &mut Messages, how: Write, key: &[Load], set: Set, seconds: Option<u32>) {
+    let noted = load(out, key, R0);
+    load(out, &[Load::Noted], noted);
     expression(out, "dynset", |out| {
-        out.text(1, affinity.clients);
+        out.text(1, set);
         out.number(3, how as u32);
         out.number(4, R0);
-        out.number(5, data);
-        if matches!(how, Write::Update) {
-            out.put(6, &(u64::from(affinity.seconds) * 1000).to_be_bytes());
+        out.number(5, noted);
+        if let Some(seconds) = seconds {
+            out.put(6, &(u64::from(seconds) * 1000).to_be_bytes());
         }
     });
-}
-
-/// What a client has, at the registers right behind its key; the key without the client and that
-/// are the key of what may be kept.
-fn keep(out: &mut Messages, affinity: &Affinity) {
-    let data = load(out, &affinity.key(), R0);
-    let frontend = R0 + size(&[Field::Address(affinity.family)]) / 4;
-    lookup(out, affinity.clients, R0, Some(data), Sense::Is);
-    lookup(out, affinity.allowed, frontend, None, Sense::Is);
-    remember(out, affinity, Write::Update, data);
-    translate(out, affinity.family, data);
-}
-
-fn choose(out: &mut Messages, affinity: &Affinity, random: Load, endpoints: Set) {
-    let data = load(out, &affinity.key(), R0);
-    let frontend = R0 + size(&[Field::Address(affinity.family)]) / 4;
-    load(out, &[random], data);
-    lookup(out, endpoints, frontend, Some(data), Sense::Is);
-    remember(out, affinity, Write::Update, data);
-    translate(out, affinity.family, data);
 }
 
 fn put_statement(out: &mut Messages, statement: &Statement) {
@@ -432,15 +425,15 @@ fn put_statement(out: &mut Messages, statement: &Statement) {
             lookup(out, *set, R0, Some(R0), Sense::Is);
             translate(out, *family, R0);
         }
-        Statement::Keep(affinity) => keep(out, affinity),
-        Statement::Forget(affinity) => {
-            // Deleting needs no data, but the kernel wants every write to a map to name some.
-            let end = load(out, &affinity.key(), R0);
-            let nothing = [Load::AnyAddress(affinity.family), Load::Port];
-            load(out, &nothing, end);
-            remember(out, affinity, Write::Delete, end);
+        Statement::Note(key, set) => {
+            load(out, key, R0);
+            lookup(out, *set, R0, Some(R0), Sense::Is);
+            set_meta(out, META_PRIORITY);
         }
-        Statement::Choose(affinity, random, set) => choose(out, affinity, *random, *set),
+        Statement::Remember(key, set, seconds) => {
+            write(out, Write::Update, key, *set, Some(*seconds));
+        }
+        Statement::Forget(key, set) => write(out, Write::Delete, key, *set, None),
         Statement::Masquerade => expression(out, "masq", |out| out.number(1, 1 << 4)),
         Statement::Reset => {
             meta(out, META_L4PROTO, R0);
@@ -498,8 +491,5 @@ fn range(out: &mut Messages, side: Side, sense: Sense, cidr: &Cidr) {
 fn mark(out: &mut Messages, mask: u32, xor: u32) {
     meta(out, META_MARK, R0);
     bitwise(out, &mask.to_ne_bytes(), &xor.to_ne_bytes());
-    expression(out, "meta", |out| {
-        out.number(2, META_MARK);
-        out.number(3, R0);
-    });
+    set_meta(out, META_MARK);
 }
