@@ -212,8 +212,8 @@ impl Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(family, side) => write!(f, "{} {side}", ip(*family)),
-            Self::AnyAddress(Family::V4) => f.write_str("0.0.0.0"),
-            Self::AnyAddress(Family::V6) => f.write_str("::"),
+            Self::AnyAddress(Family::V4) => f.write_str("ip daddr & 0.0.0.0"),
+            Self::AnyAddress(Family::V6) => f.write_str("ip6 daddr & ::"),
             Self::Protocol => f.write_str("meta l4proto"),
             Self::Port => f.write_str("th dport"),
             Self::Random { count, base: 0 } => write!(f, "numgen random mod {count}"),

@@ -29,6 +29,11 @@ const SET_MAP: u32 = 8;
 const SET_TIMEOUT: u32 = 0x10;
 const SET_EVAL: u32 = 0x20;
 const SET_CONCAT: u32 = 0x80;
+/// What `nft` keeps with a set for itself: data's byte order (1), in four bytes, the host's (1).
+const DATA_IN_HOST_ORDER: [u8; 6] = {
+    let host = 1_u32.to_ne_bytes();
+    [1, 4, host[0], host[1], host[2], host[3]]
+};
 const VERDICT_TYPE: u32 = 0xffff_ff00;
 
 /// The first register of four bytes.
@@ -170,6 +175,9 @@ impl Batch<'_> {
             }
         });
         out.number(10, self.sets);
+        if row.data == [Field::Index] {
+            out.put(13, &DATA_IN_HOST_ORDER);
+        }
         out.end();
     }
 
@@ -313,10 +321,10 @@ fn compare(out: &mut Messages, how: Compare, with: &[u8]) {
 }
 
 /// `register = register & mask ^ xor`.
-fn bitwise(out: &mut Messages, mask: &[u8], xor: &[u8]) {
+fn bitwise(out: &mut Messages, at: u32, mask: &[u8], xor: &[u8]) {
     expression(out, "bitwise", |out| {
-        out.number(1, R0);
-        out.number(2, R0);
+        out.number(1, at);
+        out.number(2, at);
         out.number(3, u32::try_from(mask.len()).expect("at most 16"));
         out.nest(4, |out| out.put(1, mask));
         out.nest(5, |out| out.put(1, xor));
@@ -328,12 +336,11 @@ fn load(out: &mut Messages, key: &[Load], mut at: u32) -> u32 {
     for one in key {
         match one {
             Load::Address(family, side) => payload(out, address(*family, *side), at),
-            Load::AnyAddress(_) => {
-                let zeros = vec![0; one.field().size()];
-                expression(out, "immediate", |out| {
-                    out.number(1, at);
-                    out.nest(2, |out| out.put(1, &zeros));
-                });
+            // A constant would do, but `nft` knows no type for one.
+            Load::AnyAddress(family) => {
+                let nothing = vec![0; one.field().size()];
+                payload(out, address(*family, Side::Destination), at);
+                bitwise(out, at, &nothing, &nothing);
             }
             Load::Protocol => meta(out, META_L4PROTO, at),
             Load::Port => payload(out, (2, 2, 2), at),
@@ -415,7 +422,7 @@ fn put_statement(out: &mut Messages, statement: &Statement) {
         }
         Statement::Marked(bits) => {
             meta(out, META_MARK, R0);
-            bitwise(out, &bits.to_ne_bytes(), &[0; 4]);
+            bitwise(out, R0, &bits.to_ne_bytes(), &[0; 4]);
             compare(out, Compare::Different, &[0; 4]);
         }
         Statement::Mark(bits) => mark(out, !bits, *bits),
@@ -460,7 +467,7 @@ fn connection(out: &mut Messages, key: u32, bits: u32) {
         out.number(2, key);
         out.number(1, R0);
     });
-    bitwise(out, &bits.to_ne_bytes(), &[0; 4]);
+    bitwise(out, R0, &bits.to_ne_bytes(), &[0; 4]);
     compare(out, Compare::Different, &[0; 4]);
 }
 
@@ -482,7 +489,7 @@ fn range(out: &mut Messages, side: Side, sense: Sense, cidr: &Cidr) {
     let (base, last) = (octets(cidr.network()), octets(cidr.last()));
     let mask: Vec<u8> = base.iter().zip(&last).map(|(first, last)| !(first ^ last)).collect();
     payload(out, address(cidr.family(), side), R0);
-    bitwise(out, &mask, &vec![0; mask.len()]);
+    bitwise(out, R0, &mask, &vec![0; mask.len()]);
     let how = if sense == Sense::Is { Compare::Equal } else { Compare::Different };
     compare(out, how, &base);
 }
@@ -490,6 +497,6 @@ fn range(out: &mut Messages, side: Side, sense: Sense, cidr: &Cidr) {
 /// `mark = mark & mask ^ xor`.
 fn mark(out: &mut Messages, mask: u32, xor: u32) {
     meta(out, META_MARK, R0);
-    bitwise(out, &mask.to_ne_bytes(), &xor.to_ne_bytes());
+    bitwise(out, R0, &mask.to_ne_bytes(), &xor.to_ne_bytes());
     set_meta(out, META_MARK);
 }
