@@ -182,6 +182,8 @@ pub enum Load {
         /// The smallest.
         base: u32,
     },
+    /// What was noted with the packet.
+    Noted,
 }
 
 impl Load {
@@ -191,7 +193,7 @@ impl Load {
             Self::Address(family, _) | Self::AnyAddress(family) => Field::Address(family),
             Self::Protocol => Field::Protocol,
             Self::Port => Field::Port,
-            Self::Random { .. } => Field::Index,
+            Self::Random { .. } | Self::Noted => Field::Index,
         }
     }
 }
@@ -210,42 +212,21 @@ impl Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(family, side) => write!(f, "{} {side}", ip(*family)),
-            Self::AnyAddress(Family::V4) => f.write_str("0.0.0.0"),
-            Self::AnyAddress(Family::V6) => f.write_str("::"),
+            Self::AnyAddress(Family::V4) => f.write_str("ip daddr & 0.0.0.0"),
+            Self::AnyAddress(Family::V6) => f.write_str("ip6 daddr & ::"),
             Self::Protocol => f.write_str("meta l4proto"),
             Self::Port => f.write_str("th dport"),
             Self::Random { count, base: 0 } => write!(f, "numgen random mod {count}"),
             Self::Random { count, base } => {
                 write!(f, "numgen random mod {count} offset {base}")
             }
+            Self::Noted => f.write_str("meta priority"),
         }
     }
 }
 
 fn join(loads: &[Load]) -> String {
     loads.iter().map(ToString::to_string).collect::<Vec<_>>().join(" . ")
-}
-
-/// How a client keeps its endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Affinity {
-    /// The family.
-    pub family: Family,
-    /// What stands for the Service's address in keys.
-    pub frontend: Load,
-    /// Clients and their endpoints: client . frontend . protocol . port : endpoint . port.
-    pub clients: Set,
-    /// Endpoints that may be kept: frontend . protocol . port . endpoint . port.
-    pub allowed: Set,
-    /// For how long.
-    pub seconds: u32,
-}
-
-impl Affinity {
-    /// The key of `clients`.
-    pub fn key(&self) -> [Load; 4] {
-        [Load::Address(self.family, Side::Source), self.frontend, Load::Protocol, Load::Port]
-    }
 }
 
 /// One step of a rule: a match or an act.
@@ -273,14 +254,14 @@ pub enum Statement {
     Unmark(u32),
     /// Its destination becomes what the map has for the loaded key.
     Translate(Family, Vec<Load>, Set),
-    /// Its destination becomes the endpoint that its client has, if that may be kept; then the
-    /// rule ends here.
-    Keep(Affinity),
-    /// What its client has is forgotten.
-    Forget(Affinity),
-    /// Its destination becomes what the map has for frontend, protocol, port and a random number,
-    /// and its client keeps that.
-    Choose(Affinity, Load, Set),
+    /// What the map has for the loaded key is noted with the packet, as its priority: that is a
+    /// place which nobody asks about the one packet that opens a connection.
+    Note(Vec<Load>, Set),
+    /// What is noted becomes what the map has for the loaded key, for so many seconds. What the
+    /// map has already stays and only gets the time.
+    Remember(Vec<Load>, Set, u32),
+    /// What the map has for the loaded key is forgotten.
+    Forget(Vec<Load>, Set),
     /// Its source becomes the outgoing link's address.
     Masquerade,
     /// If it is of TCP, it is answered with a reset: that is not rationed as errors are.
@@ -310,15 +291,13 @@ impl Display for Statement {
             Self::Translate(family, key, set) => {
                 write!(f, "dnat {} to {} map @{set}", ip(*family), join(key))
             }
-            Self::Keep(a) => {
-                write!(f, "dnat {} to {} map @{}", ip(a.family), join(&a.key()), a.clients)?;
-                write!(f, " if @{}, timeout {}s", a.allowed, a.seconds)
+            Self::Note(key, set) => write!(f, "{} set {} map @{set}", Load::Noted, join(key)),
+            Self::Remember(key, set, seconds) => {
+                let key = join(key);
+                write!(f, "update @{set} {{ {key} timeout {seconds}s : {} }}", Load::Noted)
             }
-            Self::Forget(a) => write!(f, "delete @{} {{ {} }}", a.clients, join(&a.key())),
-            Self::Choose(a, random, set) => {
-                let key = [a.frontend, Load::Protocol, Load::Port, *random];
-                write!(f, "dnat {} to {} map @{set}", ip(a.family), join(&key))?;
-                write!(f, " kept in @{} timeout {}s", a.clients, a.seconds)
+            Self::Forget(key, set) => {
+                write!(f, "delete @{set} {{ {} : {} }}", join(key), Load::Noted)
             }
             Self::Masquerade => f.write_str("masquerade fully-random"),
             Self::Reset => f.write_str("meta l4proto tcp reject with tcp reset"),

@@ -268,6 +268,14 @@ fn count(backends: &[Backend]) -> u32 {
     u32::try_from(backends.len()).unwrap_or(u32::MAX)
 }
 
+/// The name of an endpoint for the clients that keep it: FNV-1a of it, the same whoever else is
+/// there. Should two of a Service ever share one, their clients share the later.
+fn name(endpoint: &[u8]) -> u32 {
+    endpoint
+        .iter()
+        .fold(0x811c_9dc5, |name, byte| (name ^ u32::from(*byte)).wrapping_mul(0x100_0193))
+}
+
 impl PortPlan<'_> {
     fn plan(&self, cluster_ip: IpAddr, here: &[Backend], plan: &mut ServicePlan) {
         for (address, port) in here {
@@ -356,13 +364,16 @@ impl PortPlan<'_> {
             Policy::Local => (LOCAL_BASE, Role::KeptLocal),
         };
         for (number, (to, at)) in (base..).zip(self.backends(policy)) {
-            let key = self.key(address, port);
-            if self.service.affinity.is_some() {
-                let kept_key = key.clone().address(to).port(*at);
-                plan.put(self.family, kept, kept_key, Value::Member);
+            let key = |number| self.key(address, port).index(number);
+            let endpoint = Bytes::default().address(to).port(*at).done();
+            if self.service.affinity.is_none() {
+                plan.put(self.family, Role::Endpoints, key(number), Value::Data(endpoint));
+                continue;
             }
-            let data = Bytes::default().address(to).port(*at).done();
-            plan.put(self.family, Role::Endpoints, key.index(number), Value::Data(data));
+            let name = name(&endpoint);
+            let named = Value::Data(Bytes::default().index(name).done());
+            plan.put(self.family, Role::Names, key(number), named);
+            plan.put(self.family, kept, key(name), Value::Data(endpoint));
         }
     }
 
