@@ -172,6 +172,9 @@ pub(crate) async fn prepare(
     facts.domain = flags.dns.cluster_domain.clone().unwrap_or(facts.domain);
     let dns = dns::config(&flags.dns, dns_servers, &facts, (&paths.instance, &name));
     let shim = std::env::current_exe()?;
+    let mut cni = lifecycle::cni_config(&paths);
+    cni.bin_dirs.clone_from(&flags.cni_bin_dir);
+    cni.conf_dir = flags.cni_conf_dir.clone().unwrap_or(cni.conf_dir);
     let config = NodeConfig {
         name,
         instance: paths.instance,
@@ -179,6 +182,7 @@ pub(crate) async fn prepare(
         pods_dir: paths.pods,
         logs_dir: paths.logs,
         certs_dir: paths.certs,
+        cni,
         max_parallel_image_pulls: flags.max_parallel_image_pulls,
         image_gc: ImageGcPolicy::new(
             flags.image_gc_high_threshold,

@@ -169,6 +169,14 @@ pub(crate) struct NodeFlags {
     pub(crate) node_port: u16,
     #[command(flatten)]
     pub(crate) dns: DnsFlags,
+    /// Where CNI configurations lie; the first by name is used instead of the built-in network
+    /// [default: ROOT/etc/cni/net.d].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cni_conf_dir: Option<PathBuf>,
+    /// Where CNI plugins lie; looked for in this order.
+    #[arg(long, default_value = "/opt/cni/bin,/usr/lib/cni", value_name = "DIR")]
+    #[arg(value_delimiter = ',')]
+    pub(crate) cni_bin_dir: Vec<PathBuf>,
     /// How many images are pulled at a time.
     #[arg(long, default_value_t = 5, value_name = "COUNT")]
     pub(crate) max_parallel_image_pulls: usize,

@@ -15,6 +15,7 @@ use knarr_registry::User;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
+use tracing::warn;
 
 use crate::flags::{DownFlags, PlaceFlags, ResetFlags};
 use crate::paths::{self, NodePaths};
@@ -134,11 +135,11 @@ fn end(pid: Pid) -> io::Result<()> {
 }
 
 /// Stops knarr; with `--drain` its containers too.
-pub(crate) fn down(flags: &DownFlags) -> Result<(), Fatal> {
+pub(crate) async fn down(flags: DownFlags) -> Result<(), Fatal> {
     let stopped = stop(&flags.place)?;
     if flags.drain {
         for (_, node) in nodes(&flags.place) {
-            stop_containers(&node)?;
+            stop_containers(&node).await?;
         }
         println!("Stopped, with all containers.");
     } else if stopped {
@@ -149,7 +150,33 @@ pub(crate) fn down(flags: &DownFlags) -> Result<(), Fatal> {
     Ok(())
 }
 
-fn stop_containers(node: &NodePaths) -> Result<(), Fatal> {
+/// Where CNI's things are, but for its plugins.
+pub(crate) fn cni_config(node: &NodePaths) -> knarr_cni::Config {
+    knarr_cni::Config {
+        conf_dir: node.cni.clone(),
+        bin_dirs: Vec::new(),
+        state_dir: node.state.join("cni"),
+        patience: knarr_cni::PATIENCE,
+    }
+}
+
+/// Has plugins undo what they did, while the sandboxes are there.
+async fn disconnect(node: &NodePaths) -> Result<(), Fatal> {
+    let config = cni_config(node);
+    if !config.state_dir.exists() {
+        return Ok(());
+    }
+    let cni = knarr_cni::Cni::open(config)?;
+    for sandbox in cni.sandboxes() {
+        if let Err(error) = cni.disconnect(&sandbox).await {
+            warn!(sandbox, %error, "a Pod's network was not taken down");
+        }
+    }
+    Ok(())
+}
+
+async fn stop_containers(node: &NodePaths) -> Result<(), Fatal> {
+    disconnect(node).await?;
     let runtime = node.state.join("runtime");
     if runtime.exists() {
         knarr_sandbox::cleanup(&runtime)
@@ -173,7 +200,7 @@ pub(crate) async fn reset(flags: ResetFlags) -> Result<(), Fatal> {
     let groups = knarr_sandbox::Hierarchies::detect()?;
     // What further nodes have in the kernel besides lives in their namespaces and ends with them.
     for (_, node) in nodes(place) {
-        stop_containers(&node)?;
+        stop_containers(&node).await?;
         groups.remove(&format!("/knarr-{}", node.instance))?;
     }
     let network = Network::open()?;

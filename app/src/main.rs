@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         Command::Dns(flags) => run(|drain| dns::run(flags, drain)),
         Command::KubeProxy(flags) => run(|drain| proxy::run(flags, drain)),
         Command::Status(flags) => lifecycle::status(&flags),
-        Command::Down(flags) => lifecycle::down(&flags),
+        Command::Down(flags) => run(|_| lifecycle::down(flags)),
         Command::Reset(flags) => run(|_| lifecycle::reset(flags)),
         Command::Check(CheckFlags { command: CheckCommand::Network(flags) }) => {
             run(|drain| check::run(flags, drain))

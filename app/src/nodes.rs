@@ -96,6 +96,9 @@ impl Invitation<'_> {
         let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         command.arg("--node-ip").arg(addresses.join(",")).arg("--root-dir").arg(root);
         command.arg("--resolv-conf").arg(&node.dns.resolv_conf);
+        for dir in &node.cni_bin_dir {
+            command.arg("--cni-bin-dir").arg(dir);
+        }
         for (flag, value) in [
             ("--node-port", u64::from(node.node_port)),
             ("--max-parallel-image-pulls", node.max_parallel_image_pulls as u64),

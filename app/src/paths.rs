@@ -34,6 +34,8 @@ pub(crate) struct NodePaths {
     pub(crate) logs: PathBuf,
     /// How registries are spoken to.
     pub(crate) certs: PathBuf,
+    /// CNI configurations.
+    pub(crate) cni: PathBuf,
     /// Roots of this machine's further nodes.
     pub(crate) nodes: PathBuf,
     /// Four letters that tell this node's links and groups from others' on the machine.
@@ -49,6 +51,7 @@ impl NodePaths {
             pods: root.join("var/lib/kubelet"),
             logs: root.join("var/log/pods"),
             certs: root.join("etc/knarr/certs.d"),
+            cni: root.join("etc/cni/net.d"),
             nodes: root.join("var/lib/knarr/nodes"),
             instance: instance(&root),
         }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use knarr_client::{Client, ClientError};
+use knarr_cni::Cni;
 use knarr_driver::{Scope, reflect};
 use knarr_images::{Puller, Store as Images};
 use knarr_net::{Network, Pool};
@@ -29,7 +30,7 @@ use tracing::{info, warn};
 use crate::access::Access;
 use crate::refresh::Referred;
 use crate::worker::Worker;
-use crate::{PODS, image_gc, links, report, serve};
+use crate::{PODS, image_gc, links, network, report, serve};
 
 /// Watch items waiting for the agent.
 const MAX_ITEMS: usize = 256;
@@ -52,6 +53,8 @@ pub struct NodeConfig {
     pub logs_dir: PathBuf,
     /// How registries are spoken to: folders with a `hosts.toml`, as containerd has them.
     pub certs_dir: PathBuf,
+    /// Networks other than the built-in one.
+    pub cni: knarr_cni::Config,
     /// How many images are pulled at a time.
     pub max_parallel_image_pulls: usize,
     /// When images are removed because the disk fills up.
@@ -129,6 +132,7 @@ pub(crate) struct Node {
     /// There are other images than were reported.
     pub(crate) images_changed: Notify,
     pub(crate) network: Network,
+    pub(crate) cni: Cni,
     pub(crate) pool: Mutex<Option<Pool>>,
     pub(crate) memory: i64,
     pub(crate) cpus: i64,
@@ -207,6 +211,7 @@ pub async fn run(
         served: watch::Sender::new(Served::default()),
         referred: Arc::default(),
         network: Network::open().map_err(machine)?,
+        cni: Cni::open(config.cni.clone()).map_err(machine)?,
         pool: Mutex::new(None),
         runtime: Arc::new(runtime),
         images,
@@ -219,6 +224,7 @@ pub async fn run(
         client,
         config,
     });
+    network::recover(&node).await;
     report::register(&node).await.map_err(AgentError::Api)?;
     info!(node = node.config.name, "node registered");
     let mut tasks = JoinSet::new();

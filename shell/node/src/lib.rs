@@ -16,6 +16,7 @@ mod join;
 mod life;
 mod links;
 mod logs;
+mod network;
 mod pulls;
 mod query;
 mod refresh;

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use crate::agent::Node;
-use crate::{EVENTS, LEASES, NODES, now, stamp};
+use crate::{EVENTS, LEASES, NODES, network, now, stamp};
 
 const MAX_PODS: u32 = 110;
 const LEASE_SECONDS: u64 = 40;
@@ -64,11 +64,15 @@ fn os_image() -> String {
     name.map_or("Linux".to_owned(), |name| name.trim_matches('"').to_owned())
 }
 
-fn conditions() -> Value {
+fn conditions(trouble: Option<&str>) -> Value {
     let at = stamp(now());
     let condition = |kind: &str, status: &str, reason: &str, message: &str| {
         json!({"type": kind, "status": status, "reason": reason, "message": message,
             "lastHeartbeatTime": at, "lastTransitionTime": at})
+    };
+    let ready = match trouble {
+        None => condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+        Some(why) => condition("Ready", "False", "KubeletNotReady", why),
     };
     json!([
         condition(
@@ -89,18 +93,19 @@ fn conditions() -> Value {
             "KubeletHasSufficientPID",
             "kubelet has sufficient PID available"
         ),
-        condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+        ready,
     ])
 }
 
 fn status(node: &Node) -> Value {
+    let trouble = network::trouble(node);
     let config = &node.config;
     let internal = config.addresses().map(|ip| json!({"type": "InternalIP", "address": ip}));
     let mut addresses: Vec<Value> = internal.collect();
     addresses.push(json!({"type": "Hostname", "address": config.name}));
     json!({
         "capacity": resources(node), "allocatable": resources(node),
-        "conditions": conditions(),
+        "conditions": conditions(trouble.as_deref()),
         "addresses": addresses,
         "daemonEndpoints": {"kubeletEndpoint": {"Port": config.port}},
         "nodeInfo": {
@@ -187,8 +192,13 @@ fn take_range(node: &Node, live: &Value) {
     });
 }
 
-/// Waits for the Pod address range, then renews the node's lease and now and then its status.
+/// Renews the node's lease and now and then its status, and takes the Pod address range up.
 pub(crate) async fn heartbeat(node: Arc<Node>) {
+    tokio::join!(ranges(&node), beats(&node));
+}
+
+/// Waits for the Pod address range.
+async fn ranges(node: &Node) {
     let fields = format!("fieldSelector=metadata.name%3D{}", node.config.name);
     while node.pool(|pool| pool.is_none()) {
         let Ok(mut watch) = node.client.watch(NODES, "", &fields).await else {
@@ -197,26 +207,34 @@ pub(crate) async fn heartbeat(node: Arc<Node>) {
         };
         while let Ok(item) = watch.next().await {
             if let knarr_client::StreamItem::Event { object, .. } = item {
-                take_range(&node, &serde_json::from_slice(&object).unwrap_or_default());
+                take_range(node, &serde_json::from_slice(&object).unwrap_or_default());
             }
             if node.pool(|pool| pool.is_some()) {
                 break;
             }
         }
     }
+}
+
+async fn beats(node: &Arc<Node>) {
+    let mut told = None;
     for beat in 0_u32.. {
-        if let Err(error) = renew(&node).await {
+        if let Err(error) = renew(node).await {
             warn!(%error, "the node's lease was not renewed");
         }
-        if beat % RETELL_EVERY == 0 || is_given_up(&node).await {
-            retell(&node).await;
+        network::sweep(node).await;
+        let trouble = network::trouble(node);
+        if trouble != told || beat % RETELL_EVERY == 0 || is_given_up(node).await {
+            trouble.iter().for_each(|why| warn!(why, "no Pods can be connected"));
+            retell(node).await;
+            told = trouble;
         }
         let next = tokio::time::sleep(RENEW_EVERY);
         tokio::pin!(next);
         loop {
             tokio::select! {
                 () = &mut next => break,
-                () = node.images_changed.notified() => retell(&node).await,
+                () = node.images_changed.notified() => retell(node).await,
             }
         }
     }

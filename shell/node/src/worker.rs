@@ -8,7 +8,6 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use knarr_api::ObjectKey;
 use knarr_client::PatchType;
-use knarr_net::Attachment;
 use knarr_oci::cri::{ContainerState, ContainerStatus, Image};
 use knarr_oci::reference::Reference;
 use knarr_oci::spec::NetworkNs;
@@ -31,7 +30,7 @@ use crate::agent::{Node, UID_LABEL};
 use crate::life::{self, Beside, End, Start};
 use crate::pulls::{Pulls, may_use};
 use crate::refresh::Volumes;
-use crate::{PODS, checks, files, links, now, report};
+use crate::{PODS, checks, files, links, network, now, report};
 
 /// A step that failed: the container's waiting reason, and what went wrong.
 pub(crate) struct StepError {
@@ -244,8 +243,7 @@ impl Worker {
 
     /// The addresses that a sandbox has.
     fn addresses(&self, sandbox: &str) -> Vec<String> {
-        let own = self.node.pool(|pool| pool.as_ref().map(|pool| pool.of(sandbox)));
-        own.unwrap_or_default().iter().map(ToString::to_string).collect()
+        network::addresses(&self.node, sandbox).iter().map(ToString::to_string).collect()
     }
 
     async fn images(&self, pod: &Pod) -> BTreeMap<String, ImageState> {
@@ -435,6 +433,8 @@ impl Worker {
             }
             Action::StopSandbox { id } => self.stop_sandbox(id).await,
             Action::RemoveSandbox { id } => {
+                // It may have ended by itself.
+                self.disconnect(id).await?;
                 let id = id.clone();
                 let removed = self.node.blocking(move |node| node.runtime.remove_pod_sandbox(&id));
                 removed.await.map_err(|error| failed(&error))
@@ -483,11 +483,12 @@ impl Worker {
         let netns = if host { NetworkNs::Node } else { NetworkNs::New };
         let made = self.node.blocking(move |node| node.runtime.run_pod_sandbox(&wanted, netns));
         let id = made.await.map_err(|error| failed(&error))?;
-        if !host && let Err(error) = self.connect(&id).await {
+        if !host && let Err(error) = network::connect(&self.node, pod, &id).await {
+            // What stays connected is undone when the sandbox is found to be gone.
             self.stop_sandbox(&id).await.ok();
             let gone = id.clone();
             self.node.blocking(move |node| node.runtime.remove_pod_sandbox(&gone)).await.ok();
-            return Err(error);
+            return Err(failed(&error));
         }
         let addresses = if host { Vec::new() } else { self.addresses(&id) };
         let written = files::write_names(&paths, &self.names(pod, &addresses));
@@ -506,35 +507,18 @@ impl Worker {
         }
     }
 
-    /// Gives a sandbox its address and its link.
-    async fn connect(&self, sandbox: &str) -> Result<(), StepError> {
-        let failed = step("FailedCreatePodSandBox");
-        let id = sandbox.to_owned();
-        let status = self.node.blocking(move |node| node.runtime.pod_sandbox_status(&id)).await;
-        let netns = status.map_err(|error| failed(&error))?.netns.unwrap_or_default();
-        let addresses = self.node.pool(|pool| match pool {
-            Some(pool) => pool.allocate(sandbox).map_err(|error| failed(&error)),
-            None => Err(failed(&"the node has no Pod address range (podCIDR) yet")),
-        })?;
-        let want = Attachment { link: self.link(sandbox), addresses };
-        let attached = self.node.network.attach(Path::new(&netns), &want).await;
-        attached.map_err(|error| failed(&error))
-    }
-
-    /// The host end of a sandbox's link.
-    fn link(&self, sandbox: &str) -> String {
-        format!("kn{}{}", self.node.config.instance, &sandbox[..sandbox.len().min(8)])
-    }
-
     async fn stop_sandbox(&self, id: &str) -> Result<(), StepError> {
         let failed = step("FailedKillPod");
-        let detached = self.node.network.detach(&self.link(id)).await;
-        detached.map_err(|error| failed(&error))?;
+        self.disconnect(id).await?;
         let stopping = id.to_owned();
         let stopped = self.node.blocking(move |node| node.runtime.stop_pod_sandbox(&stopping));
         stopped.await.map_err(|error| failed(&error))?;
-        let released = self.node.pool(|pool| pool.as_mut().map(|pool| pool.release(id)));
-        released.transpose().map(drop).map_err(|error| failed(&error))
+        network::release(&self.node, id).map_err(|error| failed(&error))
+    }
+
+    async fn disconnect(&self, sandbox: &str) -> Result<(), StepError> {
+        let undone = network::disconnect(&self.node, sandbox).await;
+        undone.map_err(|error| step("FailedKillPod")(&error))
     }
 
     /// All that a container needs to begin.
