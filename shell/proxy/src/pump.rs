@@ -133,9 +133,11 @@ impl Proxy {
             let delta = self.rules.set_nodes(nodes, &self.services);
             self.change(&delta)?;
         }
-        let delta = self.rules.plan(&self.services, &self.changed);
-        self.change(&delta)?;
-        if !self.loaded {
+        if self.loaded {
+            let delta = self.rules.plan(&self.services, &self.changed);
+            self.table.change(&delta)?;
+        } else {
+            self.rules.learn(&self.services, &self.changed);
             self.table.replace(&self.rules.everything())?;
             info!(services = self.services.iter().count(), "packet rules are loaded");
             self.loaded = true;
