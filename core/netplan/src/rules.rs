@@ -93,31 +93,41 @@ impl Rules {
         let add = self
             .elements
             .iter()
-            .filter_map(|(key, claims)| Some((*key, claims.first()?.1.clone())));
+            .map(|(key, claims)| (*key, claims.first().expect("unclaimed ones go").1.clone()));
         Delta { remove: Vec::new(), chains, add: add.collect() }
     }
 
     /// Takes in what the nodes say; all Services that depend on it are planned anew.
     pub fn set_nodes(&mut self, nodes: Nodes, services: &Services) -> Delta {
+        let mut touched = Vec::new();
+        let touch = &mut |key, before| touched.push((key, before));
+        let keys = self.take_nodes(nodes, services, touch);
+        self.replan(services, &keys, touched)
+    }
+
+    /// Takes in what the nodes say; the Services that depend on it.
+    fn take_nodes(
+        &mut self,
+        nodes: Nodes,
+        services: &Services,
+        touch: &mut impl FnMut(ElementKey, Option<Value>),
+    ) -> BTreeSet<Key> {
         let replan = self.nodes.place != nodes.place || self.nodes.own != nodes.own;
         let wanted: Vec<Element> = nodes.all.iter().map(node_ip).collect();
         let old: Vec<ElementKey> = self.nodes.all.iter().map(|ip| node_ip(ip).0).collect();
         self.nodes = nodes;
-        let mut touched = Vec::new();
-        self.claim(FRAME, &old, wanted, &mut |key, before| touched.push((key, before)));
-        let keys: BTreeSet<Key> = match replan {
-            true => {
-                self.claims.keys().chain(services.iter().map(|(key, _)| key)).cloned().collect()
-            }
-            false => BTreeSet::new(),
-        };
-        self.replan(services, keys.iter(), touched)
+        self.claim(FRAME, &old, wanted, touch);
+        let all = self.claims.keys().chain(services.iter().map(|(key, _)| key));
+        all.filter(|_| replan).cloned().collect()
     }
 
-    /// Plans Services anew, for a kernel that is told [`Rules::everything`] next: what changes is
-    /// not worked out.
-    pub fn learn<'a>(&mut self, services: &Services, changed: impl IntoIterator<Item = &'a Key>) {
-        let needed = self.take(services, changed, &mut |_, _| {});
+    /// Takes everything in at once, for a kernel that is told [`Rules::everything`] next: what
+    /// changes is not worked out. No `nodes`: they say what they said.
+    pub fn learn(&mut self, nodes: Option<Nodes>, services: &Services, changed: &BTreeSet<Key>) {
+        let untold = &mut |_, _| {};
+        let mut keys = nodes.map_or_else(BTreeSet::new, |n| self.take_nodes(n, services, untold));
+        keys.extend(changed.iter().cloned());
+        let needed = self.take(services, &keys, untold);
         self.chains.extend(chains::with_targets(needed));
     }
 

@@ -91,7 +91,7 @@ impl World {
         let own: BTreeSet<_> = words.map(|word| word.parse().unwrap()).collect();
         let place = Place { node: name.to_owned(), zone };
         let nodes = Nodes { place, all: own.clone(), own };
-        self.learned.set_nodes(nodes.clone(), &self.services);
+        self.learned.learn(Some(nodes.clone()), &self.services, &BTreeSet::new());
         let delta = self.rules.set_nodes(nodes, &self.services);
         self.tell(&delta);
     }
@@ -117,7 +117,7 @@ impl World {
     fn step(&mut self) -> String {
         let changed = std::mem::take(&mut self.changed);
         let delta = self.rules.plan(&self.services, &changed);
-        self.learned.learn(&self.services, &changed);
+        self.learned.learn(None, &self.services, &changed);
         assert_eq!(self.learned.everything(), self.rules.everything());
         self.tell(&delta);
         if self.told.is_empty() {
