@@ -125,9 +125,9 @@ impl Rules {
     /// changes is not worked out. No `nodes`: they say what they said.
     pub fn learn(&mut self, nodes: Option<Nodes>, services: &Services, changed: &BTreeSet<Key>) {
         let untold = &mut |_, _| {};
-        let mut keys = nodes.map_or_else(BTreeSet::new, |n| self.take_nodes(n, services, untold));
-        keys.extend(changed.iter().cloned());
-        let needed = self.take(services, &keys, untold);
+        let keys = nodes.map_or_else(BTreeSet::new, |n| self.take_nodes(n, services, untold));
+        let keys = keys.iter().chain(changed.difference(&keys));
+        let needed = self.take(services, keys, untold);
         self.chains.extend(chains::with_targets(needed));
     }
 
