@@ -3,12 +3,12 @@
 //! Only what the packet path needs. A key is kept as the kernel's bytes: every field is padded to
 //! whole registers of four bytes.
 
-use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt::{self, Display};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::ops::Deref;
 
 use crate::model::Protocol;
 use crate::sets::Set;
@@ -54,37 +54,56 @@ impl Field {
     }
 }
 
-/// A key or data under construction.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Bytes(Vec<u8>);
+/// Bytes of the longest key: two addresses, a protocol and a port.
+const LONGEST: usize = 40;
+
+/// A key or data, in place: a table of many thousands is planned without asking for memory for
+/// each. Shorter ones are followed by zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes {
+    bytes: [u8; LONGEST],
+    length: usize,
+}
+
+impl Default for Bytes {
+    fn default() -> Self {
+        Self { bytes: [0; LONGEST], length: 0 }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
 
 impl Bytes {
-    pub(crate) fn address(mut self, address: &IpAddr) -> Self {
+    fn push<const N: usize>(mut self, bytes: [u8; N]) -> Self {
+        self.bytes[self.length..self.length + N].copy_from_slice(&bytes);
+        self.length += N;
+        self
+    }
+
+    pub(crate) fn address(self, address: &IpAddr) -> Self {
         match address {
-            IpAddr::V4(v4) => self.0.extend(v4.octets()),
-            IpAddr::V6(v6) => self.0.extend(v6.octets()),
+            IpAddr::V4(v4) => self.push(v4.octets()),
+            IpAddr::V6(v6) => self.push(v6.octets()),
         }
-        self
     }
 
-    pub(crate) fn protocol(mut self, protocol: Protocol) -> Self {
-        self.0.extend([protocol.number(), 0, 0, 0]);
-        self
+    pub(crate) fn protocol(self, protocol: Protocol) -> Self {
+        self.push([protocol.number(), 0, 0, 0])
     }
 
-    pub(crate) fn port(mut self, port: u16) -> Self {
-        self.0.extend(port.to_be_bytes());
-        self.0.extend([0, 0]);
-        self
+    pub(crate) fn port(self, port: u16) -> Self {
+        let [high, low] = port.to_be_bytes();
+        self.push([high, low, 0, 0])
     }
 
-    pub(crate) fn index(mut self, index: u32) -> Self {
-        self.0.extend(index.to_ne_bytes());
-        self
-    }
-
-    pub(crate) fn done(self) -> Box<[u8]> {
-        self.0.into_boxed_slice()
+    pub(crate) fn index(self, index: u32) -> Self {
+        self.push(index.to_ne_bytes())
     }
 }
 
@@ -388,20 +407,20 @@ pub enum Value {
     /// Nothing: it is in a set.
     Member,
     /// Data of a map.
-    Data(Box<[u8]>),
+    Data(Bytes),
     /// A verdict of a map.
     Verdict(Verdict),
     /// The last key of the range that the key begins.
-    Until(Box<[u8]>),
+    Until(Bytes),
 }
 
 /// The key of an element, in its set.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ElementKey {
     /// The set or map.
     pub set: Set,
     /// The key's fields.
-    pub key: Box<[u8]>,
+    pub key: Bytes,
 }
 
 /// An element of a set or map.

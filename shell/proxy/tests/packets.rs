@@ -321,9 +321,14 @@ fn clients_keep_their_endpoint() {
 fn kept_for(node: &Namespace) -> Duration {
     let listed = node.run(|| nft("list map inet knarr-test clients-4"));
     let (_, rest) = listed.split_once("timeout 1m expires ").expect("there is a client");
-    let (seconds, rest) = rest.split_once('s').expect("less than a minute is left");
-    let millis = rest.split_once("ms").map_or(0, |(millis, _)| millis.parse().unwrap_or(0));
-    Duration::from_millis(seconds.parse::<u64>().expect("seconds") * 1000 + millis)
+    let text = rest.split_whitespace().next().expect("a time");
+    if text == "1m" {
+        return Duration::from_secs(60);
+    }
+    let (seconds, millis) = text.split_once('s').expect("59s or 59s996ms");
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    let millis = millis.strip_suffix("ms").map_or(0, number);
+    Duration::from_secs(number(seconds)) + Duration::from_millis(millis)
 }
 
 #[test]
