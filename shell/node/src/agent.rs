@@ -231,6 +231,7 @@ pub async fn run(
     tasks.spawn(report::record(node.client.clone(), events_queue));
     tasks.spawn(report::heartbeat(node.clone()));
     tasks.spawn(links::follow(node.clone()));
+    tasks.spawn(network::tidy(node.clone()));
     tasks.spawn(image_gc::collect(node.clone()));
     tasks.spawn(serve::serve(node.clone(), listener, drain.clone()));
     let (send, items) = mpsc::channel(MAX_ITEMS);

@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use knarr_cni::{CniError, Wanted};
 use knarr_net::Attachment;
@@ -13,6 +14,9 @@ use knarr_typed::Pod;
 use tracing::{info, warn};
 
 use crate::agent::Node;
+
+/// How long the connection of a sandbox that is no more may stay.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 type Why = Box<dyn std::error::Error + Send + Sync>;
 
@@ -88,8 +92,15 @@ pub(crate) async fn recover(node: &Arc<Node>) {
     }
 }
 
-/// Undoes the connections of sandboxes that are no more.
-pub(crate) async fn sweep(node: &Node) {
+/// Undoes, now and then, the connections of sandboxes that are no more; no Pod waits for it.
+pub(crate) async fn tidy(node: Arc<Node>) {
+    loop {
+        sweep(&node).await;
+        tokio::time::sleep(SWEEP_EVERY).await;
+    }
+}
+
+async fn sweep(node: &Node) {
     // Asked in this order: a connection comes after its sandbox and ends before it.
     let connected = node.cni.sandboxes();
     if connected.is_empty() {

@@ -222,7 +222,6 @@ async fn beats(node: &Arc<Node>) {
         if let Err(error) = renew(node).await {
             warn!(%error, "the node's lease was not renewed");
         }
-        network::sweep(node).await;
         let trouble = network::trouble(node);
         if trouble != told || beat % RETELL_EVERY == 0 || is_given_up(node).await {
             trouble.iter().for_each(|why| warn!(why, "no Pods can be connected"));

@@ -435,9 +435,10 @@ impl Worker {
             Action::RemoveSandbox { id } => {
                 // It may have ended by itself.
                 self.disconnect(id).await?;
-                let id = id.clone();
-                let removed = self.node.blocking(move |node| node.runtime.remove_pod_sandbox(&id));
-                removed.await.map_err(|error| failed(&error))
+                let own = id.clone();
+                let removed = self.node.blocking(move |node| node.runtime.remove_pod_sandbox(&own));
+                removed.await.map_err(|error| failed(&error))?;
+                network::release(&self.node, id).map_err(|error| failed(&error))
             }
             Action::CleanUp => {
                 let paths = self.node.paths(pod);
