@@ -152,6 +152,23 @@ fn rollouts_go_forward_and_back() {
 }
 
 #[test]
+fn a_paused_rollout_waits_to_be_resumed() {
+    alone(|machine| {
+        let _up = with_web(machine, 2);
+        let hashes = |machine: &Machine| machine.values("replicasets", ".items[*].metadata.name");
+        machine.kubectl("rollout pause deployment/web");
+        machine.kubectl("set env deployment/web EDITION=second");
+        machine.wait("deployment/web", "jsonpath={.status.observedGeneration}=3");
+        let reason = ".status.conditions[?(@.type==\"Progressing\")].reason";
+        assert_eq!(machine.value("deployment/web", reason), "DeploymentPaused");
+        assert_eq!(hashes(machine).len(), 1, "a paused Deployment begins nothing");
+        machine.kubectl("rollout resume deployment/web");
+        machine.kubectl("rollout status deployment/web --timeout=60s");
+        assert_eq!(hashes(machine).len(), 2);
+    });
+}
+
+#[test]
 fn a_pod_that_fits_nowhere_says_why() {
     alone(|machine| {
         let _up = machine.up();

@@ -143,6 +143,8 @@ fn two_tiers_talk_over_services_and_dns() {
         names(machine, &ip);
         // The API server, by its Service.
         assert_eq!(shell(machine, "nc -w 5 kubernetes 443 </dev/null && echo there"), "there\n");
+        let said = up.output();
+        assert!(!said.contains("write refused"), "{said}");
         drop(up);
         machine.knarr("reset --yes @data @root").success();
     });

@@ -106,7 +106,11 @@ fn a_rolling_update_under_load_loses_no_request() {
     alone(|machine| {
         let _up = machine.up();
         machine.import("nginx");
-        machine.apply(&nginx(3));
+        // Without a probe a Pod counts as ready before its program listens.
+        let ready = "ports:\n        - containerPort: 80\n        readinessProbe: \
+                     {tcpSocket: {port: 80}, periodSeconds: 1}\n";
+        let ports = "ports:\n        - containerPort: 80\n";
+        machine.apply(&nginx(3).replace(ports, ready));
         roll_under_load(machine, "/", 200);
     });
 }
@@ -137,6 +141,7 @@ spec:
         image: busybox:1
         imagePullPolicy: Never
         command: [sh, -c, 'trap \"kill -9 -1\" TERM; httpd -f -p 80 -h /www & wait']
+        readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}
         volumeMounts: [{name: page, mountPath: /www/cgi-bin}]
       volumes: [{name: page, configMap: {name: page, defaultMode: 0755}}]
 ";

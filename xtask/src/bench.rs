@@ -5,6 +5,7 @@
 
 mod api;
 mod cluster;
+mod network;
 mod pull;
 
 use std::error::Error;
@@ -30,6 +31,7 @@ const BENCHMARKS: &[Benchmark] = &[
     ("container", "create, start, end, delete of a container, beside crun", container),
     ("pull", "a 200 MB image from a registry on the loopback, beside containerd", pull::pull),
     ("proxy", "packet rules of 1,000 and 10,000 Services and a change, beside nft -f", proxy),
+    ("network", "throughput between Pods: one node, a Service, two nodes", network::network),
     ("dns", "questions for the addresses of 1,000 Services, beside unbound", dns),
 ];
 

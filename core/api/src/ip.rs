@@ -297,6 +297,7 @@ mod tests {
             ("9.9.9.9", Class::A),
             ("10.1.2.3", Class::Private),
             ("100.64.0.1", Class::Shared),
+            ("100.127.255.255", Class::Shared),
             ("100.128.0.1", Class::A),
             ("127.9.9.9", Class::Loopback),
             ("128.0.0.1", Class::B),

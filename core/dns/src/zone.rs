@@ -239,7 +239,11 @@ impl Zone {
     ) -> (Vec<Record>, Vec<(String, IpAddr)>) {
         let named = |name: &str, protocol: &str| !name.is_empty() && wanted(name, protocol);
         if !service.headless {
-            let ports = service.ports.iter().filter(|p| named(&p.name, p.protocol.name()));
+            let mut ports =
+                service.ports.iter().filter(|p| named(&p.name, p.protocol.name())).peekable();
+            if ports.peek().is_none() {
+                return Default::default();
+            }
             let name = self.name_of(key);
             let record = |port| Record::Service { weight: 100, port, target: name.clone() };
             let records: Vec<Record> = ports.map(|port| record(port.port)).collect();

@@ -13,9 +13,7 @@ use core::fmt::{self, Display};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::model::Policy;
-use crate::nft::{
-    Affinity, Chain, Hook, Load, Purpose, Rule, Sense, Side, Statement, Value, Verdict,
-};
+use crate::nft::{Chain, Hook, Load, Purpose, Rule, Sense, Side, Statement, Value, Verdict};
 use crate::rules::Config;
 use crate::sets::{Role, Set};
 use knarr_api::ip::{Cidr, Family};
@@ -104,28 +102,44 @@ impl Pick {
         }
     }
 
+    /// Frontend, protocol, port and a number.
+    fn numbered(&self, number: Load) -> Vec<Load> {
+        vec![self.frontend(), Load::Protocol, Load::Port, number]
+    }
+
     fn rules(&self) -> Vec<Rule> {
-        let set = |role| Set { role, family: self.family };
         let base = if self.policy == Local::Yes { LOCAL_BASE } else { 0 };
-        let random = Load::Random { count: self.count, base };
-        let endpoints = set(Role::Endpoints);
-        let key = vec![self.frontend(), Load::Protocol, Load::Port, random];
-        let any = vec![Statement::Translate(self.family, key, endpoints)];
-        let Some(seconds) = self.affinity else { return vec![any] };
-        let allowed = if self.policy == Local::Yes { Role::KeptLocal } else { Role::Kept };
-        let affinity = Affinity {
-            family: self.family,
-            frontend: self.frontend(),
-            clients: set(Role::Clients),
-            allowed: set(allowed),
-            seconds,
-        };
+        let key = self.numbered(Load::Random { count: self.count, base });
+        match self.affinity {
+            Some(seconds) => self.sticky(key, seconds),
+            None => {
+                let endpoints = Set { role: Role::Endpoints, family: self.family };
+                vec![vec![Statement::Translate(self.family, key, endpoints)]]
+            }
+        }
+    }
+
+    /// A client has the name of its endpoint, which leads on as long as the endpoint may be kept.
+    /// The name goes by way of the packet and not from one lookup to the next, since `nft` cannot
+    /// read a key that was looked up, and lists no table that has one.
+    fn sticky(&self, choice: Vec<Load>, seconds: u32) -> Vec<Rule> {
+        let set = |role| Set { role, family: self.family };
+        let client = vec![
+            Load::Address(self.family, Side::Source),
+            self.frontend(),
+            Load::Protocol,
+            Load::Port,
+        ];
+        let clients = set(Role::Clients);
+        let kept = set(if self.policy == Local::Yes { Role::KeptLocal } else { Role::Kept });
+        let go = Statement::Translate(self.family, self.numbered(Load::Noted), kept);
+        let remember = Statement::Remember(client.clone(), clients, seconds);
         vec![
-            vec![Statement::Keep(affinity)],
-            vec![Statement::Forget(affinity)],
-            vec![Statement::Choose(affinity, random, endpoints)],
+            vec![Statement::Note(client.clone(), clients), remember.clone(), go.clone()],
+            vec![Statement::Forget(client, clients)],
+            vec![Statement::Note(choice, set(Role::Names)), remember],
             // Where no more clients can be remembered, they are served all the same.
-            any,
+            vec![go],
         ]
     }
 }

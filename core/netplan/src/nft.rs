@@ -3,12 +3,12 @@
 //! Only what the packet path needs. A key is kept as the kernel's bytes: every field is padded to
 //! whole registers of four bytes.
 
-use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt::{self, Display};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::ops::Deref;
 
 use crate::model::Protocol;
 use crate::sets::Set;
@@ -54,37 +54,56 @@ impl Field {
     }
 }
 
-/// A key or data under construction.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Bytes(Vec<u8>);
+/// Bytes of the longest key: two addresses, a protocol and a port.
+const LONGEST: usize = 40;
+
+/// A key or data, in place: a table of many thousands is planned without asking for memory for
+/// each. Shorter ones are followed by zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes {
+    bytes: [u8; LONGEST],
+    length: usize,
+}
+
+impl Default for Bytes {
+    fn default() -> Self {
+        Self { bytes: [0; LONGEST], length: 0 }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
 
 impl Bytes {
-    pub(crate) fn address(mut self, address: &IpAddr) -> Self {
+    fn push<const N: usize>(mut self, bytes: [u8; N]) -> Self {
+        self.bytes[self.length..self.length + N].copy_from_slice(&bytes);
+        self.length += N;
+        self
+    }
+
+    pub(crate) fn address(self, address: &IpAddr) -> Self {
         match address {
-            IpAddr::V4(v4) => self.0.extend(v4.octets()),
-            IpAddr::V6(v6) => self.0.extend(v6.octets()),
+            IpAddr::V4(v4) => self.push(v4.octets()),
+            IpAddr::V6(v6) => self.push(v6.octets()),
         }
-        self
     }
 
-    pub(crate) fn protocol(mut self, protocol: Protocol) -> Self {
-        self.0.extend([protocol.number(), 0, 0, 0]);
-        self
+    pub(crate) fn protocol(self, protocol: Protocol) -> Self {
+        self.push([protocol.number(), 0, 0, 0])
     }
 
-    pub(crate) fn port(mut self, port: u16) -> Self {
-        self.0.extend(port.to_be_bytes());
-        self.0.extend([0, 0]);
-        self
+    pub(crate) fn port(self, port: u16) -> Self {
+        let [high, low] = port.to_be_bytes();
+        self.push([high, low, 0, 0])
     }
 
-    pub(crate) fn index(mut self, index: u32) -> Self {
-        self.0.extend(index.to_ne_bytes());
-        self
-    }
-
-    pub(crate) fn done(self) -> Box<[u8]> {
-        self.0.into_boxed_slice()
+    pub(crate) fn index(self, index: u32) -> Self {
+        self.push(index.to_ne_bytes())
     }
 }
 
@@ -182,6 +201,8 @@ pub enum Load {
         /// The smallest.
         base: u32,
     },
+    /// What was noted with the packet.
+    Noted,
 }
 
 impl Load {
@@ -191,7 +212,7 @@ impl Load {
             Self::Address(family, _) | Self::AnyAddress(family) => Field::Address(family),
             Self::Protocol => Field::Protocol,
             Self::Port => Field::Port,
-            Self::Random { .. } => Field::Index,
+            Self::Random { .. } | Self::Noted => Field::Index,
         }
     }
 }
@@ -210,42 +231,21 @@ impl Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(family, side) => write!(f, "{} {side}", ip(*family)),
-            Self::AnyAddress(Family::V4) => f.write_str("0.0.0.0"),
-            Self::AnyAddress(Family::V6) => f.write_str("::"),
+            Self::AnyAddress(Family::V4) => f.write_str("ip daddr & 0.0.0.0"),
+            Self::AnyAddress(Family::V6) => f.write_str("ip6 daddr & ::"),
             Self::Protocol => f.write_str("meta l4proto"),
             Self::Port => f.write_str("th dport"),
             Self::Random { count, base: 0 } => write!(f, "numgen random mod {count}"),
             Self::Random { count, base } => {
                 write!(f, "numgen random mod {count} offset {base}")
             }
+            Self::Noted => f.write_str("meta priority"),
         }
     }
 }
 
 fn join(loads: &[Load]) -> String {
     loads.iter().map(ToString::to_string).collect::<Vec<_>>().join(" . ")
-}
-
-/// How a client keeps its endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Affinity {
-    /// The family.
-    pub family: Family,
-    /// What stands for the Service's address in keys.
-    pub frontend: Load,
-    /// Clients and their endpoints: client . frontend . protocol . port : endpoint . port.
-    pub clients: Set,
-    /// Endpoints that may be kept: frontend . protocol . port . endpoint . port.
-    pub allowed: Set,
-    /// For how long.
-    pub seconds: u32,
-}
-
-impl Affinity {
-    /// The key of `clients`.
-    pub fn key(&self) -> [Load; 4] {
-        [Load::Address(self.family, Side::Source), self.frontend, Load::Protocol, Load::Port]
-    }
 }
 
 /// One step of a rule: a match or an act.
@@ -273,14 +273,14 @@ pub enum Statement {
     Unmark(u32),
     /// Its destination becomes what the map has for the loaded key.
     Translate(Family, Vec<Load>, Set),
-    /// Its destination becomes the endpoint that its client has, if that may be kept; then the
-    /// rule ends here.
-    Keep(Affinity),
-    /// What its client has is forgotten.
-    Forget(Affinity),
-    /// Its destination becomes what the map has for frontend, protocol, port and a random number,
-    /// and its client keeps that.
-    Choose(Affinity, Load, Set),
+    /// What the map has for the loaded key is noted with the packet, as its priority: that is a
+    /// place which nobody asks about the one packet that opens a connection.
+    Note(Vec<Load>, Set),
+    /// What is noted becomes what the map has for the loaded key, for so many seconds. What the
+    /// map has already stays and only gets the time.
+    Remember(Vec<Load>, Set, u32),
+    /// What the map has for the loaded key is forgotten.
+    Forget(Vec<Load>, Set),
     /// Its source becomes the outgoing link's address.
     Masquerade,
     /// If it is of TCP, it is answered with a reset: that is not rationed as errors are.
@@ -310,15 +310,13 @@ impl Display for Statement {
             Self::Translate(family, key, set) => {
                 write!(f, "dnat {} to {} map @{set}", ip(*family), join(key))
             }
-            Self::Keep(a) => {
-                write!(f, "dnat {} to {} map @{}", ip(a.family), join(&a.key()), a.clients)?;
-                write!(f, " if @{}, timeout {}s", a.allowed, a.seconds)
+            Self::Note(key, set) => write!(f, "{} set {} map @{set}", Load::Noted, join(key)),
+            Self::Remember(key, set, seconds) => {
+                let key = join(key);
+                write!(f, "update @{set} {{ {key} timeout {seconds}s : {} }}", Load::Noted)
             }
-            Self::Forget(a) => write!(f, "delete @{} {{ {} }}", a.clients, join(&a.key())),
-            Self::Choose(a, random, set) => {
-                let key = [a.frontend, Load::Protocol, Load::Port, *random];
-                write!(f, "dnat {} to {} map @{set}", ip(a.family), join(&key))?;
-                write!(f, " kept in @{} timeout {}s", a.clients, a.seconds)
+            Self::Forget(key, set) => {
+                write!(f, "delete @{set} {{ {} : {} }}", join(key), Load::Noted)
             }
             Self::Masquerade => f.write_str("masquerade fully-random"),
             Self::Reset => f.write_str("meta l4proto tcp reject with tcp reset"),
@@ -409,20 +407,20 @@ pub enum Value {
     /// Nothing: it is in a set.
     Member,
     /// Data of a map.
-    Data(Box<[u8]>),
+    Data(Bytes),
     /// A verdict of a map.
     Verdict(Verdict),
     /// The last key of the range that the key begins.
-    Until(Box<[u8]>),
+    Until(Bytes),
 }
 
 /// The key of an element, in its set.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ElementKey {
     /// The set or map.
     pub set: Set,
     /// The key's fields.
-    pub key: Box<[u8]>,
+    pub key: Bytes,
 }
 
 /// An element of a set or map.

@@ -93,25 +93,42 @@ impl Rules {
         let add = self
             .elements
             .iter()
-            .filter_map(|(key, claims)| Some((key.clone(), claims.first()?.1.clone())));
+            .map(|(key, claims)| (*key, claims.first().expect("unclaimed ones go").1.clone()));
         Delta { remove: Vec::new(), chains, add: add.collect() }
     }
 
     /// Takes in what the nodes say; all Services that depend on it are planned anew.
     pub fn set_nodes(&mut self, nodes: Nodes, services: &Services) -> Delta {
+        let mut touched = Vec::new();
+        let touch = &mut |key, before| touched.push((key, before));
+        let keys = self.take_nodes(nodes, services, touch);
+        self.replan(services, &keys, touched)
+    }
+
+    /// Takes in what the nodes say; the Services that depend on it.
+    fn take_nodes(
+        &mut self,
+        nodes: Nodes,
+        services: &Services,
+        touch: &mut impl FnMut(ElementKey, Option<Value>),
+    ) -> BTreeSet<Key> {
         let replan = self.nodes.place != nodes.place || self.nodes.own != nodes.own;
         let wanted: Vec<Element> = nodes.all.iter().map(node_ip).collect();
         let old: Vec<ElementKey> = self.nodes.all.iter().map(|ip| node_ip(ip).0).collect();
         self.nodes = nodes;
-        let mut touched = Vec::new();
-        self.claim(FRAME, &old, wanted, &mut touched);
-        let keys: BTreeSet<Key> = match replan {
-            true => {
-                self.claims.keys().chain(services.iter().map(|(key, _)| key)).cloned().collect()
-            }
-            false => BTreeSet::new(),
-        };
-        self.replan(services, keys.iter(), touched)
+        self.claim(FRAME, &old, wanted, touch);
+        let all = self.claims.keys().chain(services.iter().map(|(key, _)| key));
+        all.filter(|_| replan).cloned().collect()
+    }
+
+    /// Takes everything in at once, for a kernel that is told [`Rules::everything`] next: what
+    /// changes is not worked out. No `nodes`: they say what they said.
+    pub fn learn(&mut self, nodes: Option<Nodes>, services: &Services, changed: &BTreeSet<Key>) {
+        let untold = &mut |_, _| {};
+        let keys = nodes.map_or_else(BTreeSet::new, |n| self.take_nodes(n, services, untold));
+        let keys = keys.iter().chain(changed.difference(&keys));
+        let needed = self.take(services, keys, untold);
+        self.chains.extend(chains::with_targets(needed));
     }
 
     /// Plans Services anew.
@@ -129,6 +146,20 @@ impl Rules {
         changed: impl IntoIterator<Item = &'a Key>,
         mut touched: Vec<(ElementKey, Option<Value>)>,
     ) -> Delta {
+        let needed = self.take(services, changed, &mut |key, before| touched.push((key, before)));
+        let mut delta = self.settle(touched);
+        let new = chains::with_targets(needed).into_iter().filter(|one| self.chains.insert(*one));
+        delta.chains = new.map(|shared| shared.chain(&self.config)).collect();
+        delta
+    }
+
+    /// Takes in what Services want now; the chains that they need.
+    fn take<'a>(
+        &mut self,
+        services: &Services,
+        changed: impl IntoIterator<Item = &'a Key>,
+        touch: &mut impl FnMut(ElementKey, Option<Value>),
+    ) -> BTreeSet<Shared> {
         let mut needed = BTreeSet::new();
         for key in changed {
             let (id, old) = self.claims.remove(key).unwrap_or_else(|| {
@@ -137,35 +168,37 @@ impl Rules {
             });
             let plan = ServicePlan::of(services, key, &self.nodes);
             needed.extend(plan.chains);
-            let keys: Vec<ElementKey> = plan.elements.iter().map(|(key, _)| key.clone()).collect();
-            self.claim(id, &old, plan.elements, &mut touched);
+            let keys: Vec<ElementKey> = plan.elements.iter().map(|(key, _)| *key).collect();
+            self.claim(id, &old, plan.elements, touch);
             if !keys.is_empty() {
                 self.claims.insert(key.clone(), (id, keys));
             }
         }
-        let mut delta = self.settle(touched);
-        let new = chains::with_targets(needed).into_iter().filter(|one| self.chains.insert(*one));
-        delta.chains = new.map(|shared| shared.chain(&self.config)).collect();
-        delta
+        needed
     }
 
-    /// Replaces what one claimant wants; `touched` learns what counted before.
+    /// Replaces what one claimant wants; `touch` is told what counted before.
     fn claim(
         &mut self,
         id: u32,
         old: &[ElementKey],
         new: Vec<Element>,
-        touched: &mut Vec<(ElementKey, Option<Value>)>,
+        touch: &mut impl FnMut(ElementKey, Option<Value>),
     ) {
-        let kept: BTreeSet<&ElementKey> = new.iter().map(|(key, _)| key).collect();
+        let kept: BTreeSet<ElementKey> = match old {
+            [] => BTreeSet::new(),
+            _ => new.iter().map(|(key, _)| *key).collect(),
+        };
         for key in old.iter().filter(|key| !kept.contains(key)) {
             let Some(claims) = self.elements.get_mut(key) else { continue };
-            touched.push((key.clone(), claims.first().map(|(_, value)| value.clone())));
+            touch(*key, claims.first().map(|(_, value)| value.clone()));
             claims.retain(|(claimant, _)| *claimant != id);
+            if claims.is_empty() {
+                self.elements.remove(key);
+            }
         }
-        drop(kept);
         for (key, value) in new {
-            let claims = self.elements.entry(key.clone()).or_default();
+            let claims = self.elements.entry(key).or_default();
             let before = claims.first().map(|(_, value)| value.clone());
             match claims.iter_mut().find(|(claimant, _)| *claimant == id) {
                 Some((_, own)) if *own == value => continue,
@@ -177,25 +210,22 @@ impl Rules {
                     claims.insert(at, (id, value));
                 }
             }
-            touched.push((key, before));
+            touch(key, before);
         }
     }
 
     /// Compares what counted before with what counts now.
-    fn settle(&mut self, mut touched: Vec<(ElementKey, Option<Value>)>) -> Delta {
-        touched.sort_by(|(a, _), (b, _)| a.cmp(b));
+    fn settle(&self, mut touched: Vec<(ElementKey, Option<Value>)>) -> Delta {
+        touched.sort_by_key(|(key, _)| *key);
         touched.dedup_by(|(later, _), (first, _)| later == first);
         let mut delta = Delta::default();
         for (key, before) in touched {
             let claims = self.elements.get(&key);
             let after = claims.and_then(|claims| claims.first()).map(|(_, value)| value.clone());
-            if after.is_none() {
-                self.elements.remove(&key);
-            }
             if before == after {
                 continue;
             }
-            delta.remove.extend(before.map(|value| (key.clone(), value)));
+            delta.remove.extend(before.map(|value| (key, value)));
             delta.add.extend(after.map(|value| (key, value)));
         }
         delta
@@ -204,7 +234,7 @@ impl Rules {
 
 fn node_ip(address: &IpAddr) -> Element {
     let set = Set { role: Role::NodeIps, family: Family::of(*address) };
-    (ElementKey { set, key: Bytes::default().address(address).done() }, Value::Member)
+    (ElementKey { set, key: Bytes::default().address(address) }, Value::Member)
 }
 
 /// What one Service wants.
@@ -245,7 +275,7 @@ impl ServicePlan {
     }
 
     fn put(&mut self, family: Family, role: Role, key: Bytes, value: Value) {
-        let key = ElementKey { set: Set { role, family }, key: key.done() };
+        let key = ElementKey { set: Set { role, family }, key };
         self.elements.push((key, value));
     }
 
@@ -266,6 +296,14 @@ struct PortPlan<'a> {
 
 fn count(backends: &[Backend]) -> u32 {
     u32::try_from(backends.len()).unwrap_or(u32::MAX)
+}
+
+/// The name of an endpoint for the clients that keep it: FNV-1a of it, the same whoever else is
+/// there. Should two of a Service ever share one, their clients share the later.
+fn name(endpoint: &[u8]) -> u32 {
+    endpoint
+        .iter()
+        .fold(0x811c_9dc5, |name, byte| (name ^ u32::from(*byte)).wrapping_mul(0x100_0193))
 }
 
 impl PortPlan<'_> {
@@ -356,13 +394,16 @@ impl PortPlan<'_> {
             Policy::Local => (LOCAL_BASE, Role::KeptLocal),
         };
         for (number, (to, at)) in (base..).zip(self.backends(policy)) {
-            let key = self.key(address, port);
-            if self.service.affinity.is_some() {
-                let kept_key = key.clone().address(to).port(*at);
-                plan.put(self.family, kept, kept_key, Value::Member);
+            let key = |number| self.key(address, port).index(number);
+            let endpoint = Bytes::default().address(to).port(*at);
+            if self.service.affinity.is_none() {
+                plan.put(self.family, Role::Endpoints, key(number), Value::Data(endpoint));
+                continue;
             }
-            let data = Bytes::default().address(to).port(*at).done();
-            plan.put(self.family, Role::Endpoints, key.index(number), Value::Data(data));
+            let name = name(&endpoint);
+            let named = Value::Data(Bytes::default().index(name));
+            plan.put(self.family, Role::Names, key(number), named);
+            plan.put(self.family, kept, key(name), Value::Data(endpoint));
         }
     }
 
@@ -382,10 +423,10 @@ impl PortPlan<'_> {
         }
         for ip in ips {
             let key = self.key(*ip, self.port.port);
-            plan.put(self.family, Role::Firewall, key.clone(), Value::Member);
+            plan.put(self.family, Role::Firewall, key, Value::Member);
             for cidr in outermost(&sources) {
-                let last = key.clone().address(&cidr.last()).done();
-                let first = key.clone().address(&cidr.network());
+                let last = key.address(&cidr.last());
+                let first = key.address(&cidr.network());
                 plan.put(self.family, Role::Sources, first, Value::Until(last));
             }
         }

@@ -25,9 +25,11 @@ pub enum Role {
     Sources,
     /// Connections of an endpoint with itself.
     Hairpin,
-    /// Clients that keep their endpoint.
+    /// The names of endpoints that clients keep, numbered as the endpoints.
+    Names,
+    /// Clients that keep their endpoint, by its name.
     Clients,
-    /// Endpoints that may be kept.
+    /// Endpoints that may be kept, by name.
     Kept,
     /// Endpoints of this node that may be kept where only those count.
     KeptLocal,
@@ -68,7 +70,7 @@ pub struct Row {
     pub shape: Shape,
 }
 
-const ROLES: [(Role, &str); 11] = [
+const ROLES: [(Role, &str); 12] = [
     (Role::ClusterIps, "cluster-ips"),
     (Role::NodeIps, "node-ips"),
     (Role::Services, "services"),
@@ -77,6 +79,7 @@ const ROLES: [(Role, &str); 11] = [
     (Role::Firewall, "firewall"),
     (Role::Sources, "sources"),
     (Role::Hairpin, "hairpin"),
+    (Role::Names, "names"),
     (Role::Clients, "clients"),
     (Role::Kept, "kept"),
     (Role::KeptLocal, "kept-local"),
@@ -98,16 +101,14 @@ impl Set {
             Role::Services | Role::NoEndpoints => {
                 (&[address, Protocol, Port], &[], Shape::Verdicts)
             }
-            Role::Endpoints => (&[address, Protocol, Port, Index], &[address, Port], Shape::Map),
+            Role::Endpoints | Role::Kept | Role::KeptLocal => {
+                (&[address, Protocol, Port, Index], &[address, Port], Shape::Map)
+            }
+            Role::Names => (&[address, Protocol, Port, Index], &[Index], Shape::Map),
             Role::Firewall => (&[address, Protocol, Port], &[], Shape::Set),
             Role::Sources => (&[address, Protocol, Port, address], &[], Shape::Ranges),
             Role::Hairpin => (&[address, address, Protocol, Port], &[], Shape::Set),
-            Role::Clients => {
-                (&[address, address, Protocol, Port], &[address, Port], Shape::Dynamic)
-            }
-            Role::Kept | Role::KeptLocal => {
-                (&[address, Protocol, Port, address, Port], &[], Shape::Set)
-            }
+            Role::Clients => (&[address, address, Protocol, Port], &[Index], Shape::Dynamic),
         };
         Row { key: key.to_vec(), data: data.to_vec(), shape }
     }

@@ -22,13 +22,16 @@ use serde_json::{Value, json};
 struct World {
     services: Services,
     rules: Rules,
+    /// The same without asking what changes.
+    learned: Rules,
     changed: BTreeSet<Key>,
     told: String,
 }
 
 impl World {
     fn new() -> Self {
-        Self { rules: Rules::new(Config::default()), ..Self::default() }
+        let rules = || Rules::new(Config::default());
+        Self { rules: rules(), learned: rules(), ..Self::default() }
     }
 
     fn apply(&mut self, resource: knarr_api::Resource, object: &Value, gone: bool) {
@@ -71,7 +74,8 @@ impl World {
             "cidr" => {
                 let ranges = line.split(' ').skip(1).map(|range| range.parse().unwrap());
                 let config = Config { cluster_cidrs: ranges.collect(), ..Config::default() };
-                self.rules = Rules::new(config);
+                self.rules = Rules::new(config.clone());
+                self.learned = Rules::new(config);
             }
             "all" => {
                 let everything = self.rules.everything();
@@ -87,6 +91,7 @@ impl World {
         let own: BTreeSet<_> = words.map(|word| word.parse().unwrap()).collect();
         let place = Place { node: name.to_owned(), zone };
         let nodes = Nodes { place, all: own.clone(), own };
+        self.learned.learn(Some(nodes.clone()), &self.services, &BTreeSet::new());
         let delta = self.rules.set_nodes(nodes, &self.services);
         self.tell(&delta);
     }
@@ -112,6 +117,8 @@ impl World {
     fn step(&mut self) -> String {
         let changed = std::mem::take(&mut self.changed);
         let delta = self.rules.plan(&self.services, &changed);
+        self.learned.learn(None, &self.services, &changed);
+        assert_eq!(self.learned.everything(), self.rules.everything());
         self.tell(&delta);
         if self.told.is_empty() {
             self.told.push_str("=> nothing\n");

@@ -231,6 +231,7 @@ mod tests {
         assert_eq!(holds(&plain, Standing::Served, 30, 2000), None);
         assert_eq!(holds(&plain, Standing::Drained(at(10)), 30, 20), Some(at(260)));
         assert_eq!(holds(&plain, Standing::Drained(at(10)), 30, 260), None);
+        assert_eq!(holds(&plain, Standing::Drained(at(1900)), 30, 1900), Some(at(2000)));
         let hooked =
             pod(json!([{"name": "c", "lifecycle": {"preStop": {"sleep": {"seconds": 5}}}}]));
         assert_eq!(holds(&hooked, Standing::Served, 30, 0), None);

@@ -313,3 +313,73 @@ fn no_script_is_forgotten() {
         assert!(source.lines().any(|line| line.trim() == name), "{name}");
     }
 }
+
+fn service(name: &str, spec: &str) -> Sent {
+    let mut sent = Sent::new(Method::Post, "/api/v1/namespaces/default/services");
+    sent.body = format!(r#"{{"metadata":{{"name":"{name}"}},"spec":{spec}}}"#);
+    sent
+}
+
+#[test]
+fn two_that_choose_the_same_address_and_port_get_different_ones() {
+    let mut cluster = Cluster::new();
+    let spec = r#"{"type":"NodePort","ports":[{"port":80}]}"#;
+    let [a, b] = cluster.race(&service("a", spec), &service("b", spec));
+    assert_eq!((a.0, b.0), (201, 201), "{a:?} {b:?}");
+    for field in ["/spec/clusterIP", "/spec/ports/0/nodePort"] {
+        assert!(a.1.pointer(field).is_some());
+        assert_ne!(a.1.pointer(field), b.1.pointer(field), "{field}");
+    }
+}
+
+#[test]
+fn two_that_ask_for_the_same_address_or_port_do_not_both_get_it() {
+    for (spec, why) in [
+        (r#"{"clusterIP":"10.96.0.70","ports":[{"port":80}]}"#, "provided IP is already allocated"),
+        (
+            r#"{"type":"NodePort","ports":[{"port":80,"nodePort":30080}]}"#,
+            "provided port is already allocated",
+        ),
+    ] {
+        let mut cluster = Cluster::new();
+        let [a, b] = cluster.race(&service("a", spec), &service("b", spec));
+        assert_eq!((a.0, b.0), (422, 201), "{a:?} {b:?}");
+        assert!(a.1["message"].as_str().unwrap().contains(why), "{a:?}");
+    }
+}
+
+/// A cluster of both families.
+fn dual_stack() -> Cluster {
+    let mut cluster = Cluster::new();
+    cluster.create(&serde_json::json!({"apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR", "metadata": {"name": "six"}, "spec": {"cidrs": ["fd00:96::/112"]}}));
+    cluster
+}
+
+#[test]
+fn a_second_address_is_nobody_elses() {
+    let mut cluster = dual_stack();
+    let [a, b] =
+        cluster.race(&service("a", &both("10.96.0.80")), &service("b", &both("10.96.0.81")));
+    assert_eq!((a.0, b.0), (422, 201), "{a:?} {b:?}");
+}
+
+fn both(first: &str) -> String {
+    format!(
+        r#"{{"ipFamilyPolicy":"RequireDualStack","clusterIP":"{first}",
+        "clusterIPs":["{first}","fd00:96::80"],"ports":[{{"port":80}}]}}"#
+    )
+}
+
+#[test]
+fn a_second_address_that_is_lost_to_another_is_chosen_anew() {
+    let mut cluster = dual_stack();
+    let spec = r#"{"ipFamilyPolicy":"RequireDualStack","ports":[{"port":80}]}"#;
+    let [a, b] = cluster.race(&service("a", spec), &service("b", spec));
+    assert_eq!((a.0, b.0), (201, 201), "{a:?} {b:?}");
+    for at in [0, 1] {
+        let field = format!("/spec/clusterIPs/{at}");
+        assert!(a.1.pointer(&field).is_some());
+        assert_ne!(a.1.pointer(&field), b.1.pointer(&field), "{field}");
+    }
+}

@@ -39,6 +39,11 @@ fn says(query: &Query, limit: usize) -> Vec<u8> {
 
 impl World {
     async fn new() -> Self {
+        Self::that(says).await
+    }
+
+    /// One that answers in its own way.
+    async fn that(says: fn(&Query, usize) -> Vec<u8>) -> Self {
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = tcp.local_addr().unwrap();
         let udp = UdpSocket::bind(address).await.unwrap();
@@ -218,4 +223,12 @@ async fn nonsense_does_not_stop_it() {
         socket.send_to(&vec![0xff; length], dns.address).await.unwrap();
     }
     assert_eq!(dns.addresses("web.a.svc.cluster.local").await, ["10.43.0.5"]);
+}
+
+#[tokio::test]
+async fn a_server_that_fails_is_not_the_last_word() {
+    let failing = World::that(|query, limit| Reply::new(query, Code::ServFail, limit).finish());
+    let (failing, world) = (failing.await, World::new().await);
+    let dns = Served::new(vec![failing.address, world.address]).await;
+    assert_eq!(dns.addresses("www.example.com").await, ["192.0.2.0"]);
 }

@@ -109,7 +109,9 @@ impl Hand {
             Write::Absent { object, uid, .. } => {
                 return match client.get(resource, object).await {
                     Err(error) if error.is(Reason::NotFound) => Ok(None),
-                    Ok(live) if live["metadata"]["uid"] != uid.as_str() => Ok(None),
+                    Ok(live) if !uid.is_empty() && live["metadata"]["uid"] != uid.as_str() => {
+                        Ok(None)
+                    }
                     Ok(_) => Err(stale(resource, &object.name)),
                     Err(error) => Err(error),
                 };

@@ -1,7 +1,7 @@
 //! A table of `core/netplan` into the kernel: one transaction per change, without any process.
 
 use knarr_netplan::nft::{
-    Affinity, Chain, Element, Field, Load, Rule, Sense, Side, Statement, Value, Verdict,
+    Chain, Element, Field, Load, Rule, Sense, Side, Statement, Value, Verdict,
 };
 use knarr_netplan::sets::{Set, Shape};
 use knarr_netplan::{Cidr, Delta, Family};
@@ -29,6 +29,11 @@ const SET_MAP: u32 = 8;
 const SET_TIMEOUT: u32 = 0x10;
 const SET_EVAL: u32 = 0x20;
 const SET_CONCAT: u32 = 0x80;
+/// What `nft` keeps with a set for itself: data's byte order (1), in four bytes, the host's (1).
+const DATA_IN_HOST_ORDER: [u8; 6] = {
+    let host = 1_u32.to_ne_bytes();
+    [1, 4, host[0], host[1], host[2], host[3]]
+};
 const VERDICT_TYPE: u32 = 0xffff_ff00;
 
 /// The first register of four bytes.
@@ -170,6 +175,9 @@ impl Batch<'_> {
             }
         });
         out.number(10, self.sets);
+        if row.data == [Field::Index] {
+            out.put(13, &DATA_IN_HOST_ORDER);
+        }
         out.end();
     }
 
@@ -267,6 +275,15 @@ fn meta(out: &mut Messages, key: u32, to: u32) {
     });
 }
 
+/// What a packet has becomes the first register's content.
+fn set_meta(out: &mut Messages, key: u32) {
+    expression(out, "meta", |out| {
+        out.number(2, key);
+        out.number(3, R0);
+    });
+}
+
+const META_PRIORITY: u32 = 2;
 const META_MARK: u32 = 3;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
@@ -304,10 +321,10 @@ fn compare(out: &mut Messages, how: Compare, with: &[u8]) {
 }
 
 /// `register = register & mask ^ xor`.
-fn bitwise(out: &mut Messages, mask: &[u8], xor: &[u8]) {
+fn bitwise(out: &mut Messages, at: u32, mask: &[u8], xor: &[u8]) {
     expression(out, "bitwise", |out| {
-        out.number(1, R0);
-        out.number(2, R0);
+        out.number(1, at);
+        out.number(2, at);
         out.number(3, u32::try_from(mask.len()).expect("at most 16"));
         out.nest(4, |out| out.put(1, mask));
         out.nest(5, |out| out.put(1, xor));
@@ -319,12 +336,11 @@ fn load(out: &mut Messages, key: &[Load], mut at: u32) -> u32 {
     for one in key {
         match one {
             Load::Address(family, side) => payload(out, address(*family, *side), at),
-            Load::AnyAddress(_) => {
-                let zeros = vec![0; one.field().size()];
-                expression(out, "immediate", |out| {
-                    out.number(1, at);
-                    out.nest(2, |out| out.put(1, &zeros));
-                });
+            // A constant would do, but `nft` knows no type for one.
+            Load::AnyAddress(family) => {
+                let nothing = vec![0; one.field().size()];
+                payload(out, address(*family, Side::Destination), at);
+                bitwise(out, at, &nothing, &nothing);
             }
             Load::Protocol => meta(out, META_L4PROTO, at),
             Load::Port => payload(out, (2, 2, 2), at),
@@ -334,6 +350,7 @@ fn load(out: &mut Messages, key: &[Load], mut at: u32) -> u32 {
                 out.number(3, 1);
                 out.number(4, *base);
             }),
+            Load::Noted => meta(out, META_PRIORITY, at),
         }
         at += size(&[one.field()]) / 4;
     }
@@ -369,37 +386,20 @@ enum Write {
     Delete = 2,
 }
 
-/// Remembers or forgets a client: its key at the first register, its endpoint at `data`.
-fn remember(out: &mut Messages, affinity: &Affinity, how: Write, data: u32) {
+/// Writes what is noted to a map, under the loaded key. Deleting needs no data, but the kernel
+/// wants every write to a map to name some.
+fn write(out: &mut Messages, how: Write, key: &[Load], set: Set, seconds: Option<u32>) {
+    let noted = load(out, key, R0);
+    load(out, &[Load::Noted], noted);
     expression(out, "dynset", |out| {
-        out.text(1, affinity.clients);
+        out.text(1, set);
         out.number(3, how as u32);
         out.number(4, R0);
-        out.number(5, data);
-        if matches!(how, Write::Update) {
-            out.put(6, &(u64::from(affinity.seconds) * 1000).to_be_bytes());
+        out.number(5, noted);
+        if let Some(seconds) = seconds {
+            out.put(6, &(u64::from(seconds) * 1000).to_be_bytes());
         }
     });
-}
-
-/// What a client has, at the registers right behind its key; the key without the client and that
-/// are the key of what may be kept.
-fn keep(out: &mut Messages, affinity: &Affinity) {
-    let data = load(out, &affinity.key(), R0);
-    let frontend = R0 + size(&[Field::Address(affinity.family)]) / 4;
-    lookup(out, affinity.clients, R0, Some(data), Sense::Is);
-    lookup(out, affinity.allowed, frontend, None, Sense::Is);
-    remember(out, affinity, Write::Update, data);
-    translate(out, affinity.family, data);
-}
-
-fn choose(out: &mut Messages, affinity: &Affinity, random: Load, endpoints: Set) {
-    let data = load(out, &affinity.key(), R0);
-    let frontend = R0 + size(&[Field::Address(affinity.family)]) / 4;
-    load(out, &[random], data);
-    lookup(out, endpoints, frontend, Some(data), Sense::Is);
-    remember(out, affinity, Write::Update, data);
-    translate(out, affinity.family, data);
 }
 
 fn put_statement(out: &mut Messages, statement: &Statement) {
@@ -422,7 +422,7 @@ fn put_statement(out: &mut Messages, statement: &Statement) {
         }
         Statement::Marked(bits) => {
             meta(out, META_MARK, R0);
-            bitwise(out, &bits.to_ne_bytes(), &[0; 4]);
+            bitwise(out, R0, &bits.to_ne_bytes(), &[0; 4]);
             compare(out, Compare::Different, &[0; 4]);
         }
         Statement::Mark(bits) => mark(out, !bits, *bits),
@@ -432,15 +432,15 @@ fn put_statement(out: &mut Messages, statement: &Statement) {
             lookup(out, *set, R0, Some(R0), Sense::Is);
             translate(out, *family, R0);
         }
-        Statement::Keep(affinity) => keep(out, affinity),
-        Statement::Forget(affinity) => {
-            // Deleting needs no data, but the kernel wants every write to a map to name some.
-            let end = load(out, &affinity.key(), R0);
-            let nothing = [Load::AnyAddress(affinity.family), Load::Port];
-            load(out, &nothing, end);
-            remember(out, affinity, Write::Delete, end);
+        Statement::Note(key, set) => {
+            load(out, key, R0);
+            lookup(out, *set, R0, Some(R0), Sense::Is);
+            set_meta(out, META_PRIORITY);
         }
-        Statement::Choose(affinity, random, set) => choose(out, affinity, *random, *set),
+        Statement::Remember(key, set, seconds) => {
+            write(out, Write::Update, key, *set, Some(*seconds));
+        }
+        Statement::Forget(key, set) => write(out, Write::Delete, key, *set, None),
         Statement::Masquerade => expression(out, "masq", |out| out.number(1, 1 << 4)),
         Statement::Reset => {
             meta(out, META_L4PROTO, R0);
@@ -467,7 +467,7 @@ fn connection(out: &mut Messages, key: u32, bits: u32) {
         out.number(2, key);
         out.number(1, R0);
     });
-    bitwise(out, &bits.to_ne_bytes(), &[0; 4]);
+    bitwise(out, R0, &bits.to_ne_bytes(), &[0; 4]);
     compare(out, Compare::Different, &[0; 4]);
 }
 
@@ -489,7 +489,7 @@ fn range(out: &mut Messages, side: Side, sense: Sense, cidr: &Cidr) {
     let (base, last) = (octets(cidr.network()), octets(cidr.last()));
     let mask: Vec<u8> = base.iter().zip(&last).map(|(first, last)| !(first ^ last)).collect();
     payload(out, address(cidr.family(), side), R0);
-    bitwise(out, &mask, &vec![0; mask.len()]);
+    bitwise(out, R0, &mask, &vec![0; mask.len()]);
     let how = if sense == Sense::Is { Compare::Equal } else { Compare::Different };
     compare(out, how, &base);
 }
@@ -497,9 +497,6 @@ fn range(out: &mut Messages, side: Side, sense: Sense, cidr: &Cidr) {
 /// `mark = mark & mask ^ xor`.
 fn mark(out: &mut Messages, mask: u32, xor: u32) {
     meta(out, META_MARK, R0);
-    bitwise(out, &mask.to_ne_bytes(), &xor.to_ne_bytes());
-    expression(out, "meta", |out| {
-        out.number(2, META_MARK);
-        out.number(3, R0);
-    });
+    bitwise(out, R0, &mask.to_ne_bytes(), &xor.to_ne_bytes());
+    set_meta(out, META_MARK);
 }

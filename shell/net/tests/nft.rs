@@ -67,11 +67,17 @@ fn rules() -> (Rules, Services) {
     put(&mut services, Services::SERVICES, &service("web", web, ingress));
     put(&mut services, Services::SERVICES, &service("api", api, ""));
     put(&mut services, Services::SERVICES, &service("none", none, ""));
+    let kept = r#""type":"NodePort","clusterIPs":["10.96.0.4","fd00::4"],"clusterIP":"10.96.0.4",
+        "externalTrafficPolicy":"Local","sessionAffinity":"ClientIP",
+        "ports":[{"port":80,"nodePort":30082}]"#;
+    put(&mut services, Services::SERVICES, &service("kept", kept, ""));
     let v4 = r#"{"addresses":["10.0.0.1"],"nodeName":"n1"},{"addresses":["10.0.0.2"]}"#;
     let v6 = r#"{"addresses":["fd01::1"],"nodeName":"n1"},{"addresses":["fd01::2"]}"#;
     put(&mut services, Services::SLICES, &slice("web", "web-4", "IPv4", v4));
     put(&mut services, Services::SLICES, &slice("web", "web-6", "IPv6", v6));
     put(&mut services, Services::SLICES, &slice("api", "api-4", "IPv4", v4));
+    put(&mut services, Services::SLICES, &slice("kept", "kept-4", "IPv4", v4));
+    put(&mut services, Services::SLICES, &slice("kept", "kept-6", "IPv6", v6));
     let cidrs = ["10.0.0.0/16", "fd01::/64"].map(|cidr| cidr.parse().expect("a range"));
     let mut rules =
         Rules::new(Config { cluster_cidrs: cidrs.to_vec(), node_port_addresses: Vec::new() });
@@ -93,6 +99,7 @@ fn the_kernel_has_what_was_planned() {
         let first = nft("list ruleset");
         table.replace(&rules.everything()).expect("loaded over itself");
         assert_eq!(sorted(&nft("list ruleset")), sorted(&first));
+        assert!(nft("-j list ruleset").contains("names-4"), "the same for programs");
         table.remove().expect("removed");
         table.remove().expect("removed again");
         assert_eq!(nft("list ruleset"), "");

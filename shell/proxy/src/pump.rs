@@ -128,24 +128,21 @@ impl Proxy {
         if self.loaded && self.changed.is_empty() && !self.nodes_changed {
             return Ok(false);
         }
-        if std::mem::take(&mut self.nodes_changed) {
-            let nodes = self.nodes.seen_from(&self.node);
-            let delta = self.rules.set_nodes(nodes, &self.services);
-            self.change(&delta)?;
-        }
-        let delta = self.rules.plan(&self.services, &self.changed);
-        self.change(&delta)?;
+        let nodes =
+            std::mem::take(&mut self.nodes_changed).then(|| self.nodes.seen_from(&self.node));
         if !self.loaded {
+            self.rules.learn(nodes, &self.services, &self.changed);
             self.table.replace(&self.rules.everything())?;
             info!(services = self.services.iter().count(), "packet rules are loaded");
             self.loaded = true;
             self.retry = None;
+            return Ok(true);
         }
+        if let Some(nodes) = nodes {
+            self.table.change(&self.rules.set_nodes(nodes, &self.services))?;
+        }
+        self.table.change(&self.rules.plan(&self.services, &self.changed))?;
         Ok(true)
-    }
-
-    fn change(&mut self, delta: &knarr_netplan::Delta) -> Result<(), NetfilterError> {
-        if self.loaded { self.table.change(delta) } else { Ok(()) }
     }
 
     /// Forgets UDP flows that lead nowhere.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use knarr_api::Resource;
@@ -93,6 +93,12 @@ fn open(to: SocketAddr) -> Result<(String, TcpStream), ErrorKind> {
 fn ip(args: &str) {
     let done = Command::new("ip").args(args.split(' ')).output().expect("iproute2 is there");
     assert!(done.status.success(), "ip {args}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+fn nft(args: &str) -> String {
+    let done = Command::new("nft").args(args.split(' ')).output().expect("nftables is there");
+    assert!(done.status.success(), "nft {args}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
 fn block_on<T>(job: impl Future<Output = T>) -> T {
@@ -306,6 +312,40 @@ fn clients_keep_their_endpoint() {
     }
     world.endpoints(&[("fd88::2", "n1"), ("fd88::3", "n1")]);
     assert_eq!(world.outside.who("[fd96::1]:80").len(), 1, "the same with IPv6");
+    for how in ["list ruleset", "-j list ruleset"] {
+        assert!(world.node.run(move || nft(how)).contains("203.0.113.5"), "nft shows clients");
+    }
+}
+
+/// How long the map of clients still has the only one it has.
+fn kept_for(node: &Namespace) -> Duration {
+    let listed = node.run(|| nft("list map inet knarr-test clients-4"));
+    let (_, rest) = listed.split_once("timeout 1m expires ").expect("there is a client");
+    let text = rest.split_whitespace().next().expect("a time");
+    if text == "1m" {
+        return Duration::from_secs(60);
+    }
+    let (seconds, millis) = text.split_once('s').expect("59s or 59s996ms");
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    let millis = millis.strip_suffix("ms").map_or(0, number);
+    Duration::from_secs(number(seconds)) + Duration::from_millis(millis)
+}
+
+#[test]
+fn a_client_is_kept_from_its_last_connection_on() {
+    let mut world = World::new();
+    let minute = r#""sessionAffinity":"ClientIP",
+        "sessionAffinityConfig":{"clientIP":{"timeoutSeconds":60}}"#;
+    world.service(&format!("{minute},{TCP}"), "", &BOTH);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(200) {
+        world.outside.who("10.96.0.1:80");
+    }
+    let last = Instant::now();
+    world.outside.ask("10.96.0.1:80").expect("somebody answers");
+    let gone_by = Duration::from_secs(60).checked_sub(kept_for(&world.node)).expect("a minute");
+    // The kernel counts in hundredths of a second, or finer.
+    assert!(gone_by <= last.elapsed() + Duration::from_millis(20), "{gone_by:?}");
 }
 
 #[test]

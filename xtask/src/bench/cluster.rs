@@ -49,9 +49,22 @@ impl Site {
         self.run(&format!("images import {archive} @root"))
     }
 
+    /// Puts busybox into the image store of a further node, whose root this folder is.
+    pub(super) fn import_into(&self, folder: &str) -> Outcome<()> {
+        let (archive, root) = (self.dir.join("busybox.tar"), self.dir.join(folder));
+        let (archive, root) = (archive.display(), root.display());
+        self.run(&format!("images import {archive} --root-dir {root}"))
+    }
+
     /// Starts a cluster and waits for `Ready`.
     pub(super) fn up(&self) -> Outcome<Cluster<'_>> {
-        let mut cluster = Cluster { site: self, started: Instant::now(), ready: Duration::ZERO };
+        self.up_with("")
+    }
+
+    /// Starts a cluster with more flags.
+    pub(super) fn up_with(&self, flags: &'static str) -> Outcome<Cluster<'_>> {
+        let (started, ready) = (Instant::now(), Duration::ZERO);
+        let mut cluster = Cluster { site: self, flags, started, ready };
         cluster.launch()?;
         Ok(cluster)
     }
@@ -65,6 +78,7 @@ impl Site {
 /// A running cluster; dropped, it is removed.
 pub(super) struct Cluster<'a> {
     site: &'a Site,
+    flags: &'static str,
     pub(super) started: Instant,
     /// From the start of the process to `Ready` on its standard output.
     pub(super) ready: Duration,
@@ -87,9 +101,8 @@ impl Cluster<'_> {
 
     fn launch(&mut self) -> Outcome<()> {
         let log = self.site.dir.join("log");
-        let mut command = self
-            .site
-            .knarr("up @data @root --bind-address 127.0.0.1 --node-ip 127.0.0.1 --node-name bench");
+        let words = "up @data @root --bind-address 127.0.0.1 --node-name bench";
+        let mut command = self.site.knarr(&format!("{words} {}", self.flags));
         command.args(["--secure-port".to_owned(), PORT.to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log)?);
         self.started = Instant::now();
@@ -109,7 +122,7 @@ impl Cluster<'_> {
         Ok(())
     }
 
-    fn connect(&self) -> Outcome<Connection> {
+    pub(super) fn connect(&self) -> Outcome<Connection> {
         Connection::open(&self.site.dir.join("data/pki"), PORT)
     }
 
@@ -154,10 +167,15 @@ pub(super) struct Pods {
 impl Pods {
     /// Creates a Pod of one container that sleeps until it is told to end.
     pub(super) fn create(&mut self, name: &str) -> Outcome<()> {
+        self.create_on(name, "")
+    }
+
+    /// Creates one on a certain node, or anywhere when it has no name.
+    pub(super) fn create_on(&mut self, name: &str, node: &str) -> Outcome<()> {
         let script = "trap 'exit 0' TERM; sleep 1000000 & wait";
         let pod = json!({
             "metadata": {"name": name},
-            "spec": {"containers": [{
+            "spec": {"nodeName": node, "containers": [{
                 "name": "sleep",
                 "image": "docker.io/library/busybox:1",
                 "command": ["/bin/sh", "-c", script],
@@ -175,6 +193,18 @@ impl Pods {
     /// Waits until a Pod runs.
     pub(super) fn running(&mut self, name: &str) -> Outcome<()> {
         self.until(name, runs)
+    }
+
+    /// Waits until a Pod runs; its address.
+    pub(super) fn address(&mut self, name: &str) -> Outcome<String> {
+        let mut address = None;
+        while address.is_none() {
+            let event = self.events.next()?;
+            let mine = event["object"]["metadata"]["name"] == name && runs(&event);
+            let ip = event["object"]["status"]["podIP"].as_str();
+            address = ip.filter(|_| mine).map(str::to_owned);
+        }
+        address.ok_or("a Pod without address".into())
     }
 
     /// Waits until that many Pods, all that there are, run.

@@ -165,27 +165,62 @@ impl Cluster {
         let mut answer = Answer::Start;
         loop {
             self.seed += 1;
-            let snapshot = Snapshot::new(&self.keyspace, self.keyspace.revision());
-            self.views.advance(snapshot);
-            let world = World {
-                snapshot,
-                views: &self.views,
-                config: &self.config,
-                now: self.now,
-                seed: scattered(self.seed),
-            };
-            answer = match call.step(&world, answer) {
+            answer = match self.step(&mut call, answer) {
                 Step::Reply(response) => return response,
                 Step::Ask(ask) => self.answer(ask),
-                Step::Commit(txn) => {
-                    self.index += 1;
-                    match self.keyspace.apply(self.index, &Command::Txn(txn)).unwrap() {
-                        knarr_mvcc::Answer::Txn(response) => Answer::Committed(response),
-                        other => panic!("{other:?}"),
-                    }
-                }
+                Step::Commit(txn) => self.commit(txn),
             };
         }
+    }
+
+    fn step(&mut self, call: &mut Call, answer: Answer) -> Step {
+        let snapshot = Snapshot::new(&self.keyspace, self.keyspace.revision());
+        self.views.advance(snapshot);
+        let world = World {
+            snapshot,
+            views: &self.views,
+            config: &self.config,
+            now: self.now,
+            seed: scattered(self.seed),
+        };
+        call.step(&world, answer)
+    }
+
+    fn commit(&mut self, txn: Txn) -> Answer {
+        self.index += 1;
+        match self.keyspace.apply(self.index, &Command::Txn(txn)).unwrap() {
+            knarr_mvcc::Answer::Txn(response) => Answer::Committed(response),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Two requests that decide the same on the same state, with the same randomness; then both
+    /// go on, the second first.
+    pub fn race(&mut self, first: &Sent, second: &Sent) -> [(u16, Value); 2] {
+        let mut calls = [first, second].map(|sent| Call::new(sent.request()));
+        self.seed += 1;
+        let steps = [0, 1].map(|at| self.step(&mut calls[at], Answer::Start));
+        let mut answers = steps.map(|step| match step {
+            Step::Commit(txn) => Some(txn),
+            other => panic!("{other:?} is no decision"),
+        });
+        let mut finish = |cluster: &mut Cluster, at: usize| {
+            let mut answer = cluster.commit(answers[at].take().unwrap());
+            loop {
+                cluster.seed += 1;
+                answer = match cluster.step(&mut calls[at], answer) {
+                    Step::Commit(txn) => cluster.commit(txn),
+                    Step::Reply(response) => {
+                        let body = serde_json::from_slice(&response.bytes().unwrap()).unwrap();
+                        return (response.code, body);
+                    }
+                    other => panic!("{other:?}"),
+                };
+            }
+        };
+        let late = finish(self, 1);
+        let early = finish(self, 0);
+        [early, late]
     }
 
     /// `namespace/name/uid` passes for the token of that account.
