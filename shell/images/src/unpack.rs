@@ -68,11 +68,18 @@ fn clean(name: &OsStr) -> io::Result<PathBuf> {
     Ok(clean)
 }
 
+/// How often the kernel is asked to resolve a path while the machine renames and mounts.
+const MAX_ASKED: usize = 1_000;
+
 impl Layer {
     fn open(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
         let limit = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        rustix::fs::openat2(&self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), limit)
+        let flags = flags | OFlags::CLOEXEC;
+        let ask = || rustix::fs::openat2(&self.root, path, flags, Mode::empty(), limit);
+        // A rename or mount anywhere makes the kernel give up on a `..` (openat2(2)).
+        let mut asked = (0..MAX_ASKED).map(|_| ask());
+        asked.find(|found| !matches!(found, Err(Errno::AGAIN))).unwrap_or(Err(Errno::AGAIN))
     }
 
     /// Opens a folder, making it and its parents where missing.

@@ -33,6 +33,9 @@ pub fn check(volume: &Path, path: &str) -> std::io::Result<()> {
     Ok(open(volume, path).map(drop)?)
 }
 
+/// How often the kernel is asked to resolve a path while the machine renames and mounts.
+const MAX_ASKED: usize = 1_000;
+
 fn root(volume: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(CWD, volume, flags, Mode::empty())
@@ -42,13 +45,20 @@ fn find(root: impl AsFd, path: &str) -> Result<OwnedFd, Errno> {
     let limit = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let path = if path.is_empty() { "." } else { path };
-    // A rename elsewhere in the file system makes the kernel give up on `..`: it is asked again.
-    loop {
-        match rustix::fs::openat2(&root, path, flags, Mode::empty(), limit) {
-            Err(Errno::AGAIN) => {}
-            other => return other,
-        }
-    }
+    resolve(&root, path, flags, limit)
+}
+
+/// openat2 with a limit. A rename or mount anywhere on the machine makes the kernel give up on a
+/// `..` with EAGAIN (openat2(2)): it is to be asked again, and is, so often.
+pub(crate) fn resolve(
+    root: impl AsFd,
+    path: &str,
+    flags: OFlags,
+    limit: ResolveFlags,
+) -> Result<OwnedFd, Errno> {
+    let ask = || rustix::fs::openat2(&root, path, flags, Mode::empty(), limit);
+    let mut asked = (0..MAX_ASKED).map(|_| ask());
+    asked.find(|found| !matches!(found, Err(Errno::AGAIN))).unwrap_or(Err(Errno::AGAIN))
 }
 
 fn make(root: &OwnedFd, path: &str, mode: Mode) -> Result<OwnedFd, Errno> {

@@ -216,7 +216,7 @@ impl Root {
     fn open(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
         let limit = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let path = if path.is_empty() { "/" } else { path };
-        rustix::fs::openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), limit)
+        crate::beneath::resolve(&self.0, path, flags | OFlags::CLOEXEC, limit)
     }
 
     /// Opens a folder, making it and its parents where missing.
