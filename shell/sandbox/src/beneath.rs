@@ -145,4 +145,25 @@ mod tests {
         make_dir(&volume, "a/file/x").expect_err("a file in the way");
         assert!(!volume.join("nowhere").exists());
     }
+
+    #[test]
+    fn renames_elsewhere_do_not_stand_in_the_way() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let dir = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(at("volume/x")).expect("a folder");
+        std::fs::write(at("one"), "").expect("a file");
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    std::fs::rename(at("one"), at("two")).expect("renamed");
+                    std::fs::rename(at("two"), at("one")).expect("renamed");
+                }
+            });
+            let found = (0..5_000).try_for_each(|_| check(&at("volume"), "x/../x"));
+            done.store(true, Ordering::Relaxed);
+            found.expect("the path is there all the time");
+        });
+    }
 }
