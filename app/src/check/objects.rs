@@ -30,7 +30,7 @@ pub(super) struct Target {
 }
 
 /// `ask HOST PORT PAGE` prints the page, or nothing.
-const ASK: &str = r#"ask() { printf 'GET /cgi-bin/%s HTTP/1.0\r\n\r\n' $3 | nc -w 2 $1 $2 | \
+const ASK: &str = r#"ask() { printf 'GET /cgi-bin/%s HTTP/1.0\r\n\r\n' $3 | nc -w 3 $1 $2 | \
   tr -d '\r' | sed '1,/^$/d'; }"#;
 
 /// Pages: `who` asks, which addresses are one's `own`, what the other container says (`local`).
@@ -58,7 +58,7 @@ fn asking(targets: &[&Target]) -> String {
         r#"ip -o addr | while read -r n dev family address rest; do echo "own $address"; done
 {ASK}
 get() {{
-  for i in 1 2 3 4; do
+  for i in 1 2 3 4 5 6; do
     answer=$(ask "$2" "$3" "$4" 2>/dev/null)
     if [ -n "$answer" ]; then echo "got $1 "$answer; return; fi
     sleep 1
