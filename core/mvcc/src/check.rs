@@ -32,6 +32,7 @@ impl Command {
             Self::LeaseGrant { ttl_secs, .. } if *ttl_secs > MAX_LEASE_TTL_SECS => {
                 Err(Refusal::LeaseTtlTooLarge)
             }
+            Self::Under { command, .. } => command.check(),
             _ => Ok(()),
         }
     }
@@ -50,7 +51,7 @@ fn check_shape(txn: &Txn, depth: usize) -> Result<(), Refusal> {
         return Err(Refusal::TooDeep);
     }
     txn.success.iter().chain(&txn.failure).try_for_each(|op| match op {
-        Op::Put { key, .. } if key.is_empty() => Err(Refusal::EmptyKey),
+        Op::Put { key, .. } | Op::Amend { key, .. } if key.is_empty() => Err(Refusal::EmptyKey),
         Op::Txn(nested) => check_shape(nested, depth + 1),
         _ => Ok(()),
     })
@@ -68,7 +69,7 @@ fn check_branch(ops: &[Op]) -> Result<Writes<'_>, Refusal> {
         }
     }
     for op in ops {
-        if let Op::Put { key, .. } = op {
+        if let Op::Put { key, .. } | Op::Amend { key, .. } = op {
             writes.add_put(key)?;
         }
     }

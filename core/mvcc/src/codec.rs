@@ -4,6 +4,7 @@
 //! format outlives every library: a record of today must be readable by every later knarr.
 //! Decoding copies, so that a decoded value never keeps the buffer of a whole log segment alive.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -12,8 +13,10 @@ use bytes::Bytes;
 use crate::check::MAX_TXN_DEPTH;
 use crate::command::Command;
 use crate::model::{
-    Compare, CompareOp, CompareTarget, KeyRange, KeyValue, LeaseId, Op, RangeEnd, Revision, Txn,
+    Compare, CompareOp, CompareTarget, KeyRange, KeyValue, LeaseId, Op, Order, OrderBy, Part,
+    Query, RangeEnd, Revision, Txn,
 };
+use crate::settings::Change;
 use crate::snapshot::{Item, Meta};
 
 /// The version this build writes, the first byte of everything.
@@ -55,6 +58,16 @@ impl Command {
                 out.push(3);
                 put_number(&mut out, id.0 as u64);
             }
+            Self::Settings(change) => {
+                out.push(4);
+                put_number(&mut out, change.expect);
+                put_list(&mut out, &change.entries, put_setting);
+            }
+            Self::Under { settings, command } => {
+                out.push(5);
+                put_number(&mut out, *settings);
+                put_bytes(&mut out, &command.encode());
+            }
         }
         out
     }
@@ -74,6 +87,11 @@ impl Command {
                 now: reader.number()?,
             },
             3 => Self::LeaseRevoke { id: reader.lease()? },
+            4 => Self::Settings(Change {
+                expect: reader.number()?,
+                entries: reader.list(Reader::setting)?,
+            }),
+            5 => reader.under()?,
             _ => return Err(CodecError::Invalid),
         };
         reader.finish(command)
@@ -106,6 +124,15 @@ impl Item {
                 put_number(&mut out, revision.0);
                 put_bytes(&mut out, key);
             }
+            Self::Settings { version } => {
+                out.push(5);
+                put_number(&mut out, *version);
+            }
+            Self::Setting { key, value } => {
+                out.push(6);
+                put_bytes(&mut out, key);
+                put_bytes(&mut out, value);
+            }
         }
         out
     }
@@ -125,6 +152,8 @@ impl Item {
                 Self::Change { revision: kv.mod_revision, key: kv.key.clone(), new: Some(kv) }
             }
             4 => Self::Change { revision: reader.revision()?, key: reader.bytes()?, new: None },
+            5 => Self::Settings { version: reader.number()? },
+            6 => Self::Setting { key: reader.bytes()?, value: reader.bytes()? },
             _ => return Err(CodecError::Invalid),
         };
         reader.finish(item)
@@ -200,16 +229,62 @@ fn put_op(out: &mut Vec<u8>, op: &Op) {
             out.push(1);
             put_range(out, range);
         }
-        Op::Range { range, limit } => {
+        // The plain one is shorter, and older.
+        Op::Range(query) if *query == plain(query.range.clone(), query.limit) => {
             out.push(2);
-            put_range(out, range);
-            put_number(out, *limit as u64);
+            put_range(out, &query.range);
+            put_number(out, query.limit as u64);
+        }
+        Op::Range(query) => {
+            out.push(4);
+            put_query(out, query);
+        }
+        Op::Amend { key, value, lease } => {
+            out.push(5);
+            put_bytes(out, key);
+            put_option(out, value.as_ref(), |out, value| put_bytes(out, value));
+            put_option(out, lease.as_ref(), |out, lease| put_number(out, lease.0 as u64));
         }
         Op::Txn(txn) => {
             out.push(3);
             put_txn(out, txn);
         }
     }
+}
+
+fn plain(range: KeyRange, limit: usize) -> Query {
+    Query { limit, ..Query::of(range) }
+}
+
+const ORDERS: [OrderBy; 5] =
+    [OrderBy::Key, OrderBy::Version, OrderBy::Create, OrderBy::Mod, OrderBy::Value];
+const PARTS: [Part; 3] = [Part::Whole, Part::Keys, Part::Count];
+
+/// The number of a word: its place in the table, which only grows at its end.
+fn place<T: PartialEq>(table: &[T], word: &T) -> u8 {
+    table.iter().position(|entry| entry == word).map_or(u8::MAX, |at| at as u8)
+}
+
+fn put_query(out: &mut Vec<u8>, query: &Query) {
+    put_range(out, &query.range);
+    let [(a, b), (c, d)] = [query.modified, query.created];
+    put_numbers(out, &[query.at.0, query.limit as u64, a.0, b.0, c.0, d.0]);
+    put_option(out, query.order.as_ref(), |out, order| {
+        out.extend([place(&ORDERS, &order.by), u8::from(order.descending)]);
+    });
+    out.push(place(&PARTS, &query.part));
+}
+
+fn put_option<T>(out: &mut Vec<u8>, option: Option<&T>, put: fn(&mut Vec<u8>, &T)) {
+    out.push(u8::from(option.is_some()));
+    if let Some(value) = option {
+        put(out, value);
+    }
+}
+
+fn put_setting(out: &mut Vec<u8>, (key, value): &(Bytes, Option<Bytes>)) {
+    put_bytes(out, key);
+    put_option(out, value.as_ref(), |out, value| put_bytes(out, value));
 }
 
 fn put_list<T>(out: &mut Vec<u8>, list: &[T], put: fn(&mut Vec<u8>, &T)) {
@@ -270,10 +345,58 @@ impl<'a> Reader<'a> {
     }
 
     fn bytes(&mut self) -> Result<Bytes, CodecError> {
+        self.slice().map(Bytes::copy_from_slice)
+    }
+
+    fn slice(&mut self) -> Result<&'a [u8], CodecError> {
         let len = usize::try_from(self.number()?).map_err(|_| CodecError::Truncated)?;
         let (head, rest) = self.0.split_at_checked(len).ok_or(CodecError::Truncated)?;
         self.0 = rest;
-        Ok(Bytes::copy_from_slice(head))
+        Ok(head)
+    }
+
+    fn flag(&mut self) -> Result<bool, CodecError> {
+        self.word(&[false, true])
+    }
+
+    /// The word whose number comes next.
+    fn word<T: Copy>(&mut self, table: &[T]) -> Result<T, CodecError> {
+        table.get(usize::from(self.byte()?)).copied().ok_or(CodecError::Invalid)
+    }
+
+    fn option<T>(
+        &mut self,
+        read: impl FnOnce(&mut Self) -> Result<T, CodecError>,
+    ) -> Result<Option<T>, CodecError> {
+        Ok(if self.flag()? { Some(read(self)?) } else { None })
+    }
+
+    fn setting(&mut self) -> Result<(Bytes, Option<Bytes>), CodecError> {
+        Ok((self.bytes()?, self.option(Self::bytes)?))
+    }
+
+    fn under(&mut self) -> Result<Command, CodecError> {
+        let settings = self.number()?;
+        match Command::decode(self.slice()?)? {
+            Command::Under { .. } => Err(CodecError::Invalid),
+            command => Ok(Command::Under { settings, command: Box::new(command) }),
+        }
+    }
+
+    fn count(&mut self) -> Result<usize, CodecError> {
+        usize::try_from(self.number()?).map_err(|_| CodecError::Invalid)
+    }
+
+    fn query(&mut self) -> Result<Query, CodecError> {
+        Ok(Query {
+            range: self.range()?,
+            at: self.revision()?,
+            limit: self.count()?,
+            modified: (self.revision()?, self.revision()?),
+            created: (self.revision()?, self.revision()?),
+            order: self.option(|r| Ok(Order { by: r.word(&ORDERS)?, descending: r.flag()? }))?,
+            part: self.word(&PARTS)?,
+        })
     }
 
     fn list<T>(
@@ -339,12 +462,14 @@ impl<'a> Reader<'a> {
         Ok(match self.byte()? {
             0 => Op::Put { key: self.bytes()?, value: self.bytes()?, lease: self.lease()? },
             1 => Op::Delete { range: self.range()? },
-            2 => {
-                let range = self.range()?;
-                let limit = usize::try_from(self.number()?).map_err(|_| CodecError::Invalid)?;
-                Op::Range { range, limit }
-            }
+            2 => Op::Range(plain(self.range()?, self.count()?)),
             3 => Op::Txn(self.txn(depth + 1)?),
+            4 => Op::Range(self.query()?),
+            5 => Op::Amend {
+                key: self.bytes()?,
+                value: self.option(Self::bytes)?,
+                lease: self.option(Self::lease)?,
+            },
             _ => return Err(CodecError::Invalid),
         })
     }

@@ -1,8 +1,10 @@
 //! What the log holds: commands, and the answers they get when they are applied.
 
+use alloc::boxed::Box;
 use core::fmt;
 
 use crate::model::{LeaseId, Revision, Txn, TxnResponse};
+use crate::settings::Change;
 
 /// The longest time to live a lease may ask for, in seconds (etcd's limit).
 pub const MAX_LEASE_TTL_SECS: i64 = 9_000_000_000;
@@ -31,6 +33,15 @@ pub enum Command {
         /// Which lease.
         id: LeaseId,
     },
+    /// Changes the few facts beside the keys.
+    Settings(Change),
+    /// A command that counts only while the settings are still those it was judged by.
+    Under {
+        /// Their version.
+        settings: u64,
+        /// What to do then; not another `Under`.
+        command: Box<Command>,
+    },
 }
 
 /// What an applied command answers.
@@ -49,6 +60,8 @@ pub enum Answer {
     },
     /// The lease is gone, and its keys with it; the revision after that.
     LeaseRevoke(Revision),
+    /// The settings are changed; their version.
+    Settings(u64),
 }
 
 /// An answer, or why the command changed nothing.
@@ -73,6 +86,10 @@ pub enum Refusal {
     Compacted(Revision),
     /// The revision is not there yet; the current revision.
     FutureRevision(Revision),
+    /// A key that is to be amended is not there.
+    KeyNotFound,
+    /// The settings are no longer those the command was judged by; their version. Judge again.
+    SettingsChanged(u64),
 }
 
 impl fmt::Display for Refusal {
@@ -84,6 +101,8 @@ impl fmt::Display for Refusal {
             Self::LeaseNotFound => f.write_str("requested lease not found"),
             Self::LeaseExists => f.write_str("lease already exists"),
             Self::LeaseTtlTooLarge => f.write_str("too large lease TTL"),
+            Self::KeyNotFound => f.write_str("key not found"),
+            Self::SettingsChanged(now) => write!(f, "the settings changed (now at {now})"),
             Self::Compacted(at) => {
                 write!(f, "required revision has been compacted (compacted at {})", at.0)
             }

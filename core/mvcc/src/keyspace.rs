@@ -11,7 +11,8 @@ use bytes::Bytes;
 use crate::command::{Answer, Command, MAX_LEASE_TTL_SECS, Outcome, Refusal};
 use crate::history::History;
 use crate::lease::Leases;
-use crate::model::{Event, KeyRange, KeyValue, LeaseId, RangeEnd, Revision};
+use crate::model::{Event, KeyRange, KeyValue, LeaseId, Query, RangeEnd, RangeResult, Revision};
+use crate::settings::Settings;
 
 /// The state one log leads to.
 ///
@@ -25,17 +26,9 @@ pub struct Keyspace {
     pub(crate) keys: BTreeMap<Bytes, Chain>,
     pub(crate) history: History,
     pub(crate) leases: Leases,
-}
-
-/// What a range read found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RangeResult {
-    /// The key-values in key order, at most the asked number.
-    pub kvs: Vec<KeyValue>,
-    /// How many keys the range holds, the limit aside.
-    pub count: usize,
-    /// Whether the limit left some out.
-    pub more: bool,
+    pub(crate) settings: Settings,
+    /// What the newest versions weigh.
+    pub(crate) live_bytes: usize,
 }
 
 /// Why a revision cannot be read.
@@ -78,6 +71,8 @@ impl Keyspace {
             keys: BTreeMap::new(),
             history: History::default(),
             leases: Leases::default(),
+            settings: Settings::default(),
+            live_bytes: 0,
         }
     }
 
@@ -91,7 +86,22 @@ impl Keyspace {
             Command::Compact { revision } => self.compact(*revision),
             Command::LeaseGrant { id, ttl_secs, now } => self.grant(*id, *ttl_secs, *now),
             Command::LeaseRevoke { id } => self.revoke(*id),
+            Command::Settings(change) => self.settings.apply(change).map(Answer::Settings),
+            Command::Under { settings, command } => {
+                self.settings.expect(*settings)?;
+                self.apply(index, command)
+            }
         }
+    }
+
+    /// The few facts beside the keys.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Bytes the newest versions weigh.
+    pub fn live_bytes(&self) -> usize {
+        self.live_bytes
     }
 
     /// Index of the last applied log entry.
@@ -151,11 +161,15 @@ impl Keyspace {
         at: Revision,
         limit: usize,
     ) -> Result<RangeResult, ReadError> {
-        let limit = if limit == 0 { usize::MAX } else { limit };
-        let mut found = self.iter(range, at)?;
-        let kvs: Vec<_> = found.by_ref().take(limit).cloned().collect();
-        let count = kvs.len() + found.count();
-        Ok(RangeResult { more: count > kvs.len(), kvs, count })
+        self.query(&Query { at, limit, ..Query::of(range.clone()) })
+    }
+
+    /// Answers a query.
+    ///
+    /// # Errors
+    /// [`ReadError`] when its revision is not held.
+    pub fn query(&self, query: &Query) -> Result<RangeResult, ReadError> {
+        Ok(query.answer(self.iter(&query.range, query.at)?))
     }
 
     /// How many keys a range holds at revision `at` (0: the newest).
@@ -166,7 +180,7 @@ impl Keyspace {
         Ok(self.iter(range, at)?.count())
     }
 
-    fn resolve(&self, at: Revision) -> Result<Revision, ReadError> {
+    pub(crate) fn resolve(&self, at: Revision) -> Result<Revision, ReadError> {
         let floor = self.oldest_readable();
         match at {
             Revision(0) => Ok(self.revision),
@@ -233,8 +247,12 @@ impl Keyspace {
     }
 
     pub(crate) fn push_version(&mut self, key: Bytes, version: Version) {
+        self.live_bytes += version.weight();
         match self.keys.get_mut(&key) {
-            Some(chain) => chain.push(version),
+            Some(chain) => {
+                self.live_bytes -= chain.newest.weight();
+                chain.push(version);
+            }
             None => {
                 self.keys.insert(key, Chain { newest: version, past: Vec::new() });
             }
@@ -310,6 +328,12 @@ impl Version {
         }
     }
 
+    /// What holding it as the newest version costs: the key, the value, and their frames.
+    fn weight(&self) -> usize {
+        let frame = mem::size_of::<(Bytes, Chain)>();
+        self.live().map_or(0, |kv| frame + kv.key.len() + kv.value.len())
+    }
+
     fn live(&self) -> Option<&KeyValue> {
         match self {
             Self::Live(kv) => Some(kv),
@@ -349,12 +373,17 @@ impl Chain {
 
 impl fmt::Display for ReadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let refusal = match *self {
-            Self::Compacted(at) => Refusal::Compacted(at),
-            Self::FutureRevision(at) => Refusal::FutureRevision(at),
-        };
-        refusal.fmt(f)
+        Refusal::from(*self).fmt(f)
     }
 }
 
 impl core::error::Error for ReadError {}
+
+impl From<ReadError> for Refusal {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Compacted(at) => Self::Compacted(at),
+            ReadError::FutureRevision(at) => Self::FutureRevision(at),
+        }
+    }
+}

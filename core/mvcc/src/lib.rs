@@ -8,7 +8,7 @@
 //! * `model` – the words; `command` – what the log holds and what it answers; `codec` – its bytes.
 //! * `check` – what is refused whatever the state; `txn` – how a transaction runs.
 //! * `keyspace` – the versions of every key; `history` – the recent past a watcher reads.
-//! * `lease` – keys that end together; `snapshot` – the whole state as a stream of items.
+//! * `lease` – keys that end together; `settings` – facts beside the keys; `snapshot` – the whole state as a stream of items.
 #![no_std]
 
 extern crate alloc;
@@ -20,6 +20,8 @@ mod history;
 mod keyspace;
 mod lease;
 mod model;
+mod query;
+mod settings;
 mod snapshot;
 mod txn;
 
@@ -27,7 +29,8 @@ pub use check::MAX_TXN_DEPTH;
 pub use codec::CodecError;
 pub use command::{Answer, Command, MAX_LEASE_TTL_SECS, Outcome, Refusal};
 pub use history::{Compacted, EventBatch};
-pub use keyspace::{Keyspace, RangeResult, ReadError};
+pub use keyspace::{Keyspace, ReadError};
 pub use lease::Lease;
 pub use model::*;
+pub use settings::{Change, Settings};
 pub use snapshot::{Item, Meta, Restore, RestoreError};

@@ -87,6 +87,61 @@ pub struct Compare {
     pub target: CompareTarget,
 }
 
+/// What a read looks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// Which keys.
+    pub range: KeyRange,
+    /// As of this revision; 0: the newest.
+    pub at: Revision,
+    /// At most this many, after all else; 0 means all.
+    pub limit: usize,
+    /// In which order, if not that of the keys.
+    pub order: Option<Order>,
+    /// Only key-values last changed within these revisions, both inclusive; 0 is no bound.
+    pub modified: (Revision, Revision),
+    /// Only key-values created within these revisions, both inclusive; 0 is no bound.
+    pub created: (Revision, Revision),
+    /// How much of what is found.
+    pub part: Part,
+}
+
+/// An order of key-values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// By what.
+    pub by: OrderBy,
+    /// Largest first.
+    pub descending: bool,
+}
+
+/// What key-values can be ordered by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OrderBy {
+    /// The key.
+    Key,
+    /// Number of versions since creation.
+    Version,
+    /// Revision of creation.
+    Create,
+    /// Revision of the newest version.
+    Mod,
+    /// The value.
+    Value,
+}
+
+/// How much of the key-values a read gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Part {
+    /// All.
+    #[default]
+    Whole,
+    /// All but the values.
+    Keys,
+    /// Only how many there are.
+    Count,
+}
+
 /// One operation of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -104,13 +159,18 @@ pub enum Op {
         /// Which keys.
         range: KeyRange,
     },
-    /// Reads, as of this point of the transaction.
-    Range {
-        /// Which keys.
-        range: KeyRange,
-        /// At most this many; 0 means all.
-        limit: usize,
+    /// Changes a key that must be there, and keeps what is `None` (etcd's `ignore_value` and
+    /// `ignore_lease`).
+    Amend {
+        /// Key.
+        key: Bytes,
+        /// New value.
+        value: Option<Bytes>,
+        /// Lease to attach to; must exist unless 0.
+        lease: Option<LeaseId>,
     },
+    /// Reads, as of this point of the transaction.
+    Range(Query),
     /// A nested transaction.
     Txn(Txn),
 }
@@ -126,15 +186,26 @@ pub struct Txn {
     pub failure: Vec<Op>,
 }
 
+/// What a read found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RangeResult {
+    /// The key-values, at most the asked number.
+    pub kvs: Vec<KeyValue>,
+    /// How many keys the range holds, limit and bounds aside.
+    pub count: usize,
+    /// Whether the limit left some out.
+    pub more: bool,
+}
+
 /// What one operation answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpResponse {
-    /// The version that was replaced, if any.
+    /// The version that was replaced, if any; of a put and of an amendment.
     Put(Option<KeyValue>),
     /// The versions that were deleted, in key order.
     Delete(Vec<KeyValue>),
     /// What was read.
-    Range(Vec<KeyValue>),
+    Range(RangeResult),
     /// The answer of a nested transaction.
     Txn(TxnResponse),
 }
@@ -161,6 +232,37 @@ pub struct Event {
     pub new: Option<KeyValue>,
     /// The version before, when there was one (and it is still known).
     pub old: Option<KeyValue>,
+}
+
+impl Query {
+    /// Reads a whole range, as it stands.
+    pub fn of(range: KeyRange) -> Self {
+        Self {
+            range,
+            at: Revision(0),
+            limit: 0,
+            order: None,
+            modified: (Revision(0), Revision(0)),
+            created: (Revision(0), Revision(0)),
+            part: Part::Whole,
+        }
+    }
+
+    /// Reads the key-value of one key, as it stands.
+    pub fn one(key: impl Into<Bytes>) -> Self {
+        Self::of(KeyRange::single(key))
+    }
+}
+
+impl Txn {
+    /// Whether no branch, however nested, can write.
+    pub fn only_reads(&self) -> bool {
+        self.success.iter().chain(&self.failure).all(|op| match op {
+            Op::Range(_) => true,
+            Op::Txn(nested) => nested.only_reads(),
+            _ => false,
+        })
+    }
 }
 
 impl KeyRange {

@@ -1,6 +1,6 @@
 //! The whole state as a stream of items, for checkpoints and for members that lag behind.
 //!
-//! The order is: one [`Item::Meta`], the leases, the keys as they stood at the history's floor, and
+//! The order is: one [`Item::Meta`], leases, settings, the keys as they stood at the history's floor, and
 //! every change since. So the history survives a restart, and each value is written once.
 
 use alloc::collections::BTreeSet;
@@ -38,6 +38,18 @@ pub enum Item {
         /// Its time to live in seconds.
         ttl_secs: i64,
     },
+    /// How often the settings were changed.
+    Settings {
+        /// Their version.
+        version: u64,
+    },
+    /// One of the settings.
+    Setting {
+        /// Its key.
+        key: Bytes,
+        /// Its value.
+        value: Bytes,
+    },
     /// A key as it stood at the floor, in key order.
     Base(KeyValue),
     /// A change after the floor, in order of revision.
@@ -73,13 +85,20 @@ impl Keyspace {
         let meta =
             Meta { index: self.index, revision: self.revision, compacted: self.compacted, floor };
         let leases = self.leases().map(|l| Item::Lease { id: l.id, ttl_secs: l.ttl_secs });
+        let version = self.settings.version();
+        let settings = self
+            .settings
+            .iter(&[])
+            .map(|(key, value)| Item::Setting { key: key.clone(), value: value.clone() });
+        let settings =
+            (version > 0).then_some(Item::Settings { version }).into_iter().chain(settings);
         let base = self.at_floor(floor).map(|kv| Item::Base(kv.clone()));
         let changes = self.history.iter().map(|e| Item::Change {
             revision: e.revision,
             key: e.key.clone(),
             new: e.new.clone(),
         });
-        core::iter::once(Item::Meta(meta)).chain(leases).chain(base).chain(changes)
+        core::iter::once(Item::Meta(meta)).chain(leases).chain(settings).chain(base).chain(changes)
     }
 
     fn at_floor(&self, floor: Revision) -> impl Iterator<Item = &KeyValue> {
@@ -108,6 +127,8 @@ impl Restore {
             Item::Lease { id, ttl_secs } => {
                 state.leases.insert(Lease { id, ttl_secs, deadline: 0, keys: BTreeSet::new() });
             }
+            Item::Settings { version } => state.settings.restore(version),
+            Item::Setting { key, value } => state.settings.insert(key, value),
             Item::Base(kv) => {
                 require(kv.mod_revision <= meta.floor)?;
                 state.leases.attach(kv.lease, &kv.key);

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use crate::command::Refusal;
 use crate::keyspace::Keyspace;
 use crate::model::{
-    Compare, CompareOp, CompareTarget, KeyValue, LeaseId, Op, OpResponse, Revision, Txn,
-    TxnResponse,
+    Compare, CompareOp, CompareTarget, KeyValue, LeaseId, Op, OpResponse, Query, RangeResult,
+    Revision, Txn, TxnResponse,
 };
 
 /// Which branch each transaction takes, in the order they run.
@@ -39,6 +39,11 @@ impl Keyspace {
         path.push(holds);
         branch(txn, holds).iter().try_for_each(|op| match op {
             Op::Put { lease, .. } if !self.leases.attachable(*lease) => Err(Refusal::LeaseNotFound),
+            Op::Amend { lease: Some(lease), .. } if !self.leases.attachable(*lease) => {
+                Err(Refusal::LeaseNotFound)
+            }
+            Op::Amend { key, .. } if self.live_key(key).is_none() => Err(Refusal::KeyNotFound),
+            Op::Range(query) => Ok(self.resolve(query.at).map(drop)?),
             Op::Txn(nested) => self.decide(nested, path),
             _ => Ok(()),
         })
@@ -70,14 +75,47 @@ impl Keyspace {
                     let gone = doomed.into_iter().filter_map(|key| self.write(revision, key, None));
                     OpResponse::Delete(gone.collect())
                 }
-                Op::Range { range, limit } => {
-                    let limit = if *limit == 0 { usize::MAX } else { *limit };
-                    OpResponse::Range(self.live(range).take(limit).cloned().collect())
+                Op::Amend { key, value, lease } => {
+                    let old = self.live_key(key).cloned().expect("decide() found it");
+                    let value = value.as_ref().unwrap_or(&old.value);
+                    OpResponse::Put(self.put(revision, key, value, lease.unwrap_or(old.lease)))
                 }
+                Op::Range(query) => OpResponse::Range(self.read_inside(query)),
                 Op::Txn(nested) => OpResponse::Txn(self.run(nested, revision, path)),
             });
         }
         TxnResponse { revision, succeeded, responses }
+    }
+
+    /// Runs a checked transaction that only reads, as the keyspace stands.
+    ///
+    /// # Errors
+    /// As when it would come from the log.
+    pub fn read_txn(&self, txn: &Txn) -> Result<TxnResponse, Refusal> {
+        debug_assert!(txn.only_reads(), "writes go through the log");
+        let mut path = Path::new();
+        self.decide(txn, &mut path)?;
+        Ok(self.look(txn, &mut path.into_iter()))
+    }
+
+    fn look(&self, txn: &Txn, path: &mut impl Iterator<Item = bool>) -> TxnResponse {
+        let succeeded = path.next().expect("decide() walked the same transactions");
+        let answers = branch(txn, succeeded).iter().filter_map(|op| match op {
+            Op::Range(query) => Some(OpResponse::Range(self.read_inside(query))),
+            Op::Txn(nested) => Some(OpResponse::Txn(self.look(nested, path))),
+            _ => None,
+        });
+        let responses = answers.collect();
+        TxnResponse { revision: self.revision, succeeded, responses }
+    }
+
+    /// Answers a query that [`Keyspace::decide`] found readable; the newest versions are those
+    /// written before it in its transaction.
+    fn read_inside(&self, query: &Query) -> RangeResult {
+        match query.at {
+            Revision(0) => query.answer(self.live(&query.range)),
+            at => query.answer(self.versions_at(&query.range, at)),
+        }
     }
 
     fn put(

@@ -53,7 +53,7 @@ impl Script {
     fn run(&mut self, line: &str) -> String {
         let mut words = line.split_whitespace().collect::<Vec<_>>().into_iter().peekable();
         match *words.peek().unwrap() {
-            "put" | "del" | "txn" => self.txn(&mut words),
+            "put" | "amend" | "del" | "txn" => self.txn(&mut words),
             "compact" => {
                 let revision = Revision(number(line, 1));
                 self.apply(Command::Compact { revision })
@@ -72,7 +72,9 @@ impl Script {
                 let next = self.keyspace.next_expiry();
                 format!("{:?}, next {next:?}\n", self.keyspace.expired(number(line, 1)))
             }
-            "get" => self.get(line),
+            "get" => self.get(&mut words),
+            "settings" => self.settings(line),
+            "under" => self.under(&mut words),
             "events" => self.events(line),
             "trim" => {
                 self.keyspace.trim(number(line, 1) as usize);
@@ -106,10 +108,34 @@ impl Script {
         self.apply(Command::Txn(txn))
     }
 
-    fn get(&self, line: &str) -> String {
-        let range = range(line.split_whitespace().nth(1).unwrap());
-        let at = Revision(option(line, "rev").unwrap_or(0));
-        match self.keyspace.range(&range, at, option(line, "limit").unwrap_or(0) as usize) {
+    /// `settings VERSION KEY=VALUE KEY= …`: a change; without a version: what they are.
+    fn settings(&mut self, line: &str) -> String {
+        let mut words = line.split_whitespace().skip(1);
+        let Some(expect) = words.next() else {
+            let settings = self.keyspace.settings();
+            let entries = settings.iter(b"").map(|(k, v)| format!("  {k:?}={v:?}\n"));
+            return format!("version {}\n{}", settings.version(), entries.collect::<String>());
+        };
+        let entry = |word: &str| {
+            let (key, value) = word.split_once('=').unwrap();
+            (bytes(key), (!value.is_empty()).then(|| bytes(value)))
+        };
+        let entries = words.map(entry).collect();
+        self.apply(Command::Settings(Change { expect: expect.parse().unwrap(), entries }))
+    }
+
+    /// `under VERSION OPERATION`
+    fn under(&mut self, words: &mut Words<'_>) -> String {
+        let settings = words.nth(1).unwrap().parse().unwrap();
+        let txn = Txn { success: vec![op(words)], ..Txn::default() };
+        let command = Box::new(Command::Txn(txn));
+        self.apply(Command::Under { settings, command })
+    }
+
+    fn get(&self, words: &mut Words<'_>) -> String {
+        let Op::Range(query) = op(words) else { panic!("not a read") };
+        assert_eq!(words.next(), None, "words left over");
+        match self.keyspace.query(&query) {
             Ok(found) => {
                 let more = if found.more { ", more" } else { "" };
                 let mut out = format!("count {}{more}\n", found.count);
@@ -191,15 +217,54 @@ fn op(words: &mut Words<'_>) -> Op {
         }
         "del" => Op::Delete { range: range(words.next().unwrap()) },
         "get" => {
-            let range = range(words.next().unwrap());
-            Op::Range { range, limit: option_word(words, "limit").unwrap_or(0) as usize }
+            let mut query = Query::of(range(words.next().unwrap()));
+            while words.peek().is_some_and(|word| word.contains('=')) {
+                refine(&mut query, words.next().unwrap());
+            }
+            Op::Range(query)
         }
+        "amend" => Op::Amend {
+            key: bytes(words.next().unwrap()),
+            value: words.next_if(|word| *word != "keep").map(bytes).or_else(|| {
+                words.next();
+                None
+            }),
+            lease: option_word(words, "lease").map(|id| LeaseId(id as i64)),
+        },
         "txn" => Op::Txn(Txn {
             compare: list(words, compare),
             success: list(words, op),
             failure: list(words, op),
         }),
         other => panic!("unknown operation {other}"),
+    }
+}
+
+/// `limit=2`, `rev=7`, `mod=3..5`, `order=-value` (descending), `part=keys`.
+fn refine(query: &mut Query, word: &str) {
+    let (name, value) = word.split_once('=').unwrap();
+    let bounds = || {
+        let (from, to) = value.split_once("..").unwrap();
+        [from, to].map(|word| Revision(word.parse().unwrap_or(0))).into()
+    };
+    match name {
+        "limit" => query.limit = value.parse().unwrap(),
+        "rev" => query.at = Revision(value.parse().unwrap()),
+        "mod" => query.modified = bounds(),
+        "create" => query.created = bounds(),
+        "part" => query.part = if value == "keys" { Part::Keys } else { Part::Count },
+        "order" => {
+            let by = match value.trim_start_matches('-') {
+                "key" => OrderBy::Key,
+                "version" => OrderBy::Version,
+                "create" => OrderBy::Create,
+                "mod" => OrderBy::Mod,
+                "value" => OrderBy::Value,
+                other => panic!("unknown order {other}"),
+            };
+            query.order = Some(Order { by, descending: value.starts_with('-') });
+        }
+        other => panic!("unknown option {other}"),
     }
 }
 
@@ -255,7 +320,7 @@ fn show_txn(out: &mut String, response: &TxnResponse, depth: usize) {
         let (name, kvs): (_, &[KeyValue]) = match answer {
             OpResponse::Put(old) => ("put, was", old.as_slice()),
             OpResponse::Delete(kvs) => ("deleted", kvs),
-            OpResponse::Range(kvs) => ("read", kvs),
+            OpResponse::Range(found) => ("read", &found.kvs),
             OpResponse::Txn(nested) => {
                 show_txn(out, nested, depth + 1);
                 continue;

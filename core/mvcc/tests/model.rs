@@ -100,21 +100,53 @@ impl Run {
                 self.change(key, Some(kv));
                 OpResponse::Put(old)
             }
+            Op::Amend { .. } => unreachable!("amendments are tested by script"),
             Op::Delete { range } => {
-                let gone = self.read(range, 0);
+                let gone = self.read(range);
                 gone.iter().for_each(|kv| self.change(&kv.key, None));
                 OpResponse::Delete(gone)
             }
-            Op::Range { range, limit } => OpResponse::Range(self.read(range, *limit)),
+            Op::Range(query) => OpResponse::Range(self.query(query)),
             Op::Txn(txn) => OpResponse::Txn(self.txn(txn)),
         }
     }
 
-    fn read(&self, range: &KeyRange, limit: usize) -> Vec<KeyValue> {
-        let mut all: Vec<_> =
-            self.now.values().filter(|kv| range.contains(&kv.key)).cloned().collect();
-        all.truncate(if limit == 0 { all.len() } else { limit });
-        all
+    fn read(&self, range: &KeyRange) -> Vec<KeyValue> {
+        self.now.values().filter(|kv| range.contains(&kv.key)).cloned().collect()
+    }
+
+    fn query(&self, query: &Query) -> RangeResult {
+        let all = self.read(&query.range);
+        let count = all.len();
+        let fits =
+            |(from, to): (Revision, Revision), at: Revision| from <= at && (to.0 == 0 || at <= to);
+        let mut kvs: Vec<KeyValue> = all
+            .into_iter()
+            .filter(|kv| fits(query.modified, kv.mod_revision))
+            .filter(|kv| fits(query.created, kv.create_revision))
+            .collect();
+        if let Some(order) = query.order {
+            let key = |kv: &KeyValue| match order.by {
+                OrderBy::Key => (0, kv.key.clone()),
+                OrderBy::Version => (kv.version, Bytes::new()),
+                OrderBy::Create => (kv.create_revision.0, Bytes::new()),
+                OrderBy::Mod => (kv.mod_revision.0, Bytes::new()),
+                OrderBy::Value => (0, kv.value.clone()),
+            };
+            match order.descending {
+                true => kvs.sort_by_key(|kv| std::cmp::Reverse(key(kv))),
+                false => kvs.sort_by_key(key),
+            }
+        }
+        let limit = if query.limit == 0 { usize::MAX } else { query.limit };
+        let more = query.part != Part::Count && kvs.len() > limit;
+        kvs.truncate(limit);
+        match query.part {
+            Part::Whole => {}
+            Part::Keys => kvs.iter_mut().for_each(|kv| kv.value = Bytes::new()),
+            Part::Count => kvs.clear(),
+        }
+        RangeResult { kvs, count, more }
     }
 
     fn change(&mut self, key: &Bytes, new: Option<KeyValue>) {
@@ -175,6 +207,32 @@ fn compare() -> impl Strategy<Value = Compare> {
     (range(), op, target()).prop_map(|(range, op, target)| Compare { range, op, target })
 }
 
+fn query() -> impl Strategy<Value = Query> {
+    let by = prop_oneof![
+        Just(OrderBy::Key),
+        Just(OrderBy::Version),
+        Just(OrderBy::Create),
+        Just(OrderBy::Mod),
+        Just(OrderBy::Value),
+    ];
+    let order = proptest::option::of(
+        (by, any::<bool>()).prop_map(|(by, descending)| Order { by, descending }),
+    );
+    let bounds = || (0..6u64, 0..6u64).prop_map(|(from, to)| (Revision(from), Revision(to)));
+    let bounds = || prop_oneof![2 => Just((Revision(0), Revision(0))), 1 => bounds()];
+    let part = prop_oneof![3 => Just(Part::Whole), 1 => Just(Part::Keys), 1 => Just(Part::Count)];
+    (range(), 0..3usize, order, bounds(), bounds(), part).prop_map(
+        |(range, limit, order, modified, created, part)| Query {
+            limit,
+            order,
+            modified,
+            created,
+            part,
+            ..Query::of(range)
+        },
+    )
+}
+
 /// Leases in transactions are tested by script; unknown ones would refuse nearly all of these.
 fn txn() -> impl Strategy<Value = Txn> {
     let leaf = prop_oneof![
@@ -182,7 +240,7 @@ fn txn() -> impl Strategy<Value = Txn> {
             Op::Put { key, value: value.into(), lease: LeaseId(0) }
         }),
         1 => range().prop_map(|range| Op::Delete { range }),
-        1 => (range(), 0..3usize).prop_map(|(range, limit)| Op::Range { range, limit }),
+        1 => query().prop_map(Op::Range),
     ];
     let op = leaf.prop_recursive(3, 12, 3, |op| {
         (vec(compare(), 0..2), vec(op.clone(), 0..3), vec(op, 0..3))
@@ -287,6 +345,14 @@ proptest! {
             Command::Compact { revision: Revision(at) },
             Command::LeaseGrant { id: LeaseId(id), ttl_secs, now },
             Command::LeaseRevoke { id: LeaseId(id) },
+            Command::Settings(Change {
+                expect: now,
+                entries: vec![("a".into(), None), ("b".into(), Some("c".into()))],
+            }),
+            Command::Under {
+                settings: at,
+                command: Box::new(Command::LeaseRevoke { id: LeaseId(id) }),
+            },
         ];
         for command in commands {
             let bytes = command.encode();
@@ -305,6 +371,7 @@ proptest! {
         let at = at.index(bytes.len());
         bytes[at] = byte;
         if let Ok(command) = Command::decode(&bytes) {
+            prop_assert!(Command::decode(&command.encode()).is_ok());
             let _ = Keyspace::new().apply(1, &command);
         }
     }

@@ -13,8 +13,8 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use knarr_api::{Cause, Kind, ObjectKey, Reason, Status};
 use knarr_mvcc::{
-    Compare, CompareOp, CompareTarget, KeyRange, KeyValue, LeaseId, Op, OpResponse, Revision, Txn,
-    TxnResponse,
+    Compare, CompareOp, CompareTarget, KeyRange, KeyValue, LeaseId, Op, OpResponse, Query,
+    Revision, Txn, TxnResponse,
 };
 use knarr_schema::{FieldIssue, TypeId, strict_error};
 use serde_json::{Value, json};
@@ -204,7 +204,7 @@ impl Write {
             return self.finish(world, decided, response.revision);
         }
         let mut found = response.responses.into_iter().filter_map(|response| match response {
-            OpResponse::Range(kvs) => Some(kvs.into_iter().next()),
+            OpResponse::Range(found) => Some(found.kvs.into_iter().next()),
             _ => None,
         });
         let live = found.next().flatten();
@@ -309,13 +309,13 @@ impl Write {
             None => CompareTarget::Version(0),
         };
         let mut compare = [Compare { range: range.clone(), op: CompareOp::Equal, target }].to_vec();
-        let mut failure = [Op::Range { range: range.clone(), limit: 1 }].to_vec();
+        let mut failure = [Op::Range(Query::of(range.clone()))].to_vec();
         if live.is_none()
             && self.kind.namespaced()
             && let Some(namespace) = admission::namespace_key(world, &self.target.namespace)
         {
             let target = CompareTarget::Version(0);
-            failure.push(Op::Range { range: namespace.clone(), limit: 1 });
+            failure.push(Op::Range(Query::of(namespace.clone())));
             compare.push(Compare { range: namespace, op: CompareOp::Greater, target });
         }
         let write = match &decided.stored {
