@@ -12,6 +12,7 @@ const PURE: &[&str] = &[
     "indexmap",
     "jiff",
     "k8s-openapi",
+    "prost",
     "serde",
     "serde_json",
     "subtle",

@@ -78,7 +78,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; after `Failed` the outcome is unknown, after all others nothing happened.
     pub async fn txn(&self, txn: Txn) -> Result<TxnResponse, StoreError> {
-        match self.submit(Command::Txn(txn)).await? {
+        match self.command(Command::Txn(txn)).await? {
             Answer::Txn(response) => Ok(response),
             other => unreachable!("a transaction answered {other:?}"),
         }
@@ -89,7 +89,7 @@ impl Store {
     /// # Errors
     /// As [`Store::txn`]; refused when it is compacted already or not there yet.
     pub async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
-        self.submit(Command::Compact { revision }).await.map(drop)
+        self.command(Command::Compact { revision }).await.map(drop)
     }
 
     /// Makes a lease of `ttl_secs` seconds; id 0 lets the store choose. Its id and time to live.
@@ -102,7 +102,7 @@ impl Store {
         ttl_secs: i64,
     ) -> Result<(LeaseId, i64), StoreError> {
         let now = self.shared.clock.now();
-        match self.submit(Command::LeaseGrant { id, ttl_secs, now }).await? {
+        match self.command(Command::LeaseGrant { id, ttl_secs, now }).await? {
             Answer::LeaseGrant { id, ttl_secs } => Ok((id, ttl_secs)),
             other => unreachable!("a lease grant answered {other:?}"),
         }
@@ -113,7 +113,7 @@ impl Store {
     /// # Errors
     /// As [`Store::txn`]; refused when there is no such lease.
     pub async fn lease_revoke(&self, id: LeaseId) -> Result<Revision, StoreError> {
-        match self.submit(Command::LeaseRevoke { id }).await? {
+        match self.command(Command::LeaseRevoke { id }).await? {
             Answer::LeaseRevoke(revision) => Ok(revision),
             other => unreachable!("a lease revocation answered {other:?}"),
         }
@@ -123,6 +123,13 @@ impl Store {
     pub fn lease_keep_alive(&self, id: LeaseId) -> Option<i64> {
         let now = self.shared.clock.now();
         write_lock(&self.shared.keyspace).keep_alive(id, now)
+    }
+
+    /// How long a lease lives on, in milliseconds, and what it was granted, in seconds.
+    pub fn lease_left(&self, id: LeaseId) -> Option<(u64, i64)> {
+        let now = self.shared.clock.now();
+        let keyspace = read_lock(&self.shared.keyspace);
+        keyspace.lease(id).map(|lease| (lease.deadline.saturating_sub(now), lease.ttl_secs))
     }
 
     /// Reads the keyspace; the closure also gets the durable revision, which is the newest there
@@ -187,7 +194,11 @@ impl Store {
         }
     }
 
-    async fn submit(&self, command: Command) -> Result<Answer, StoreError> {
+    /// Runs a command; resolves once it is durable and readers see its effect.
+    ///
+    /// # Errors
+    /// As [`Store::txn`].
+    pub async fn command(&self, command: Command) -> Result<Answer, StoreError> {
         command.check().map_err(StoreError::Refused)?;
         let bytes = command.encode();
         let limit = self.shared.config.command_bytes;
