@@ -5,6 +5,8 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::mem::size_of;
 
+use bytes::Bytes;
+
 use crate::keyspace::Keyspace;
 use crate::model::{Event, KeyRange, Revision};
 
@@ -57,6 +59,21 @@ impl Keyspace {
             return Ok(EventBatch { events: Vec::new(), next: after });
         }
         Ok(self.history.collect(range, after, upto, budget))
+    }
+
+    /// The keys that changed after a revision, in order.
+    ///
+    /// # Errors
+    /// [`Compacted`] when changes after it were forgotten.
+    pub fn touched(
+        &self,
+        after: Revision,
+    ) -> Result<impl Iterator<Item = (Revision, &Bytes)>, Compacted> {
+        if after < self.history.floor {
+            return Err(Compacted { oldest: self.oldest_readable() });
+        }
+        let first = self.history.events.partition_point(|event| event.revision <= after);
+        Ok(self.history.events.range(first..).map(|event| (event.revision, &event.key)))
     }
 
     /// Bytes the held history weighs.

@@ -88,6 +88,11 @@ impl Engine {
         read_lock(&self.keyspace).revision()
     }
 
+    /// The term that new records have.
+    pub fn term(&self) -> u64 {
+        self.log.term
+    }
+
     /// Who this store is.
     pub fn identity(&self) -> Identity {
         self.log.identity

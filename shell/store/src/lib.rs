@@ -40,4 +40,4 @@ pub use engine::{Engine, Entry};
 pub use error::{OpenError, StoreError, WatchError};
 pub use knarr_mvcc as mvcc;
 pub use store::Store;
-pub use watch::Watch;
+pub use watch::{Bell, Watch};

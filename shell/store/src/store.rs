@@ -14,7 +14,7 @@ use crate::config::{Identity, StoreConfig};
 use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::error::{OpenError, StoreError, WatchError};
-use crate::watch::Watch;
+use crate::watch::{Bell, Hub, Watch};
 use crate::writer::{Job, Message, Writer};
 
 /// A handle to the store; clones share it.
@@ -28,6 +28,8 @@ pub struct Store {
 struct Shared {
     keyspace: Arc<RwLock<Keyspace>>,
     durable: watch::Receiver<Revision>,
+    hub: Arc<Hub>,
+    term: u64,
     clock: Arc<dyn Clock>,
     config: StoreConfig,
     identity: Identity,
@@ -55,10 +57,14 @@ impl Store {
         tracing::info!(revision = revision.0, index, "the store is open");
         let (queue, inbox) = mpsc::channel();
         let (announce, durable) = watch::channel(revision);
+        let hub = Arc::new(Hub::default());
+        hub.publish(&read_lock(&keyspace));
+        let term = engine.term();
         let thread = Writer {
             engine,
             inbox,
             announce,
+            hub: hub.clone(),
             clock: clock.clone(),
             held: None,
             queue: queue.clone(),
@@ -68,7 +74,8 @@ impl Store {
         .spawn();
         let room = Arc::new(Semaphore::new(kib(config.queue_bytes) as usize));
         let writer = Mutex::new(Some(thread));
-        let shared = Shared { keyspace, durable, clock, config, identity, room, queue, writer };
+        let shared =
+            Shared { keyspace, durable, hub, term, clock, config, identity, room, queue, writer };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -155,9 +162,35 @@ impl Store {
         self.shared.identity
     }
 
+    /// The term of the group's leader.
+    pub fn term(&self) -> u64 {
+        self.shared.term
+    }
+
+    /// The store's clock, in milliseconds since some fixed moment.
+    pub fn now(&self) -> u64 {
+        self.shared.clock.now()
+    }
+
     /// The changes of a range after a revision, from there on.
     pub fn watch(&self, range: KeyRange, after: Revision) -> Watch {
-        Watch::new(self.clone(), range, after)
+        Watch::new(self.clone(), range, after, Arc::default(), 0)
+    }
+
+    /// The same, for one of several watches that are waited for together: `bell` rings with `token`
+    /// when there are changes, and at first when it is asked ([`Watch::try_next`]).
+    pub fn watch_with(
+        &self,
+        range: KeyRange,
+        after: Revision,
+        bell: &Arc<Bell>,
+        token: u64,
+    ) -> Watch {
+        Watch::new(self.clone(), range, after, bell.clone(), token)
+    }
+
+    pub(crate) fn hub(&self) -> &Hub {
+        &self.shared.hub
     }
 
     /// One batch of history, as [`Watch::next`] reads it.

@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::engine::{Engine, Entry};
 use crate::error::StoreError;
 use crate::store::read_lock;
+use crate::watch::Hub;
 
 /// How long ended leases wait after the disk refused their end, in milliseconds.
 const EXPIRY_RETRY: u64 = 5_000;
@@ -52,6 +53,7 @@ pub(crate) struct Writer {
     pub(crate) engine: Engine,
     pub(crate) inbox: Receiver<Message>,
     pub(crate) announce: watch::Sender<Revision>,
+    pub(crate) hub: Arc<Hub>,
     pub(crate) clock: Arc<dyn Clock>,
     /// The message that did not fit into the last batch.
     pub(crate) held: Option<Message>,
@@ -188,8 +190,16 @@ impl Writer {
     }
 
     fn publish(&self) {
+        self.hub.publish(&read_lock(&self.engine.keyspace()));
         let revision = self.engine.revision();
         self.announce.send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
+    }
+}
+
+/// However the thread ends, nobody waits for it any more.
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.hub.close();
     }
 }
 
