@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use knarr_api::ip::Cidr;
 
 use crate::dns::{DnsFlags, DnsRoleFlags};
+use crate::etcd::EtcdFlags;
 
 /// Kubernetes v1.36 in one binary.
 #[derive(Debug, Parser)]
@@ -54,6 +55,8 @@ pub(crate) enum Command {
     KubeProxy(ProxyFlags),
     /// Run a node's DNS against an API server. Needs root.
     Dns(DnsRoleFlags),
+    /// Run the store alone, for clients of etcd: gRPC, and JSON over HTTP.
+    Etcd(EtcdFlags),
     /// Say what runs here.
     Status(PlaceFlags),
     /// Stop knarr. Containers keep running, and the next start adopts them.
@@ -119,7 +122,7 @@ pub(crate) struct ControllerFlags {
 }
 
 /// Reads a duration as Go writes it: numbers with units, `1m30s`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let bad = || format!("{text:?} is no duration such as 1m30s");
     let (mut rest, mut sum) = (text, Duration::ZERO);
     while !rest.is_empty() {

@@ -9,6 +9,7 @@ mod agent;
 mod check;
 mod cluster;
 mod dns;
+mod etcd;
 mod flags;
 mod health;
 mod images;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Command::KubeScheduler(flags) => run(|drain| rings::run_scheduler(flags, drain)),
         Command::Dns(flags) => run(|drain| dns::run(flags, drain)),
         Command::KubeProxy(flags) => run(|drain| proxy::run(flags, drain)),
+        Command::Etcd(flags) => run(|drain| etcd::run(flags, drain)),
         Command::Status(flags) => lifecycle::status(&flags),
         Command::Down(flags) => run(|_| lifecycle::down(flags)),
         Command::Reset(flags) => run(|_| lifecycle::reset(flags)),

@@ -8,7 +8,7 @@ use knarr_api::ip::Cidr;
 use knarr_apiserver::{Server, ServerConfig};
 use knarr_client::Client;
 use knarr_driver::Lease;
-use knarr_pki::{Authority, Identity, Kubeconfig, Signed, Usage};
+use knarr_pki::{Authority, Clients, Identity, Kubeconfig, Signed, Usage};
 use knarr_registry::{Config, User};
 use knarr_store::{OpenError, RealDisk, Store, StoreConfig, SystemClock};
 use tokio::net::TcpListener;
@@ -74,7 +74,7 @@ impl ControlPlane {
         let mut signed = authority.issue_to(&dir, "apiserver", &identity, Usage::Server)?;
         // The CA goes along, so that a node which joins can recognise it by its hash.
         signed.certificate.push_str(authority.certificate());
-        let tls = knarr_pki::server_config(&signed, authority.certificate())?;
+        let tls = knarr_pki::server_config(&signed, Clients::MayShow(authority.certificate()))?;
         let (_, tls) = watch::channel(tls);
         let mut tasks = JoinSet::new();
         for listener in listeners {

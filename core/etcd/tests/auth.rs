@@ -43,9 +43,9 @@ fn run(keyspace: &mut Keyspace, line: &str) -> String {
             return auth.permits(user, &needs).map_or_else(|e| e.to_string(), |()| "yes".into());
         }
         "admin" => {
-            return auth.administrates(words.get(1).copied()).map_or_else(|e| e.to_string(), |()| {
-                "yes".into()
-            });
+            return auth
+                .administrates(words.get(1).copied())
+                .map_or_else(|e| e.to_string(), |()| "yes".into());
         }
         "enable" => Edit::Enable,
         "disable" => Edit::Disable,
@@ -84,9 +84,9 @@ fn show_role(auth: &Auth, name: &str) -> String {
 /// `a` is a key, `a..c` a range, `a..` has no end.
 fn ends(word: &str) -> (Bytes, Bytes) {
     let word = word.trim_matches('"');
-    let (start, end) = word.split_once("..").map_or((word, ""), |(start, end)| {
-        (start, if end.is_empty() { "\0" } else { end })
-    });
+    let (start, end) = word
+        .split_once("..")
+        .map_or((word, ""), |(start, end)| (start, if end.is_empty() { "\0" } else { end }));
     (start.to_owned().into(), end.to_owned().into())
 }
 

@@ -28,7 +28,7 @@ impl Command {
     /// [`Refusal::LeaseTtlTooLarge`].
     pub fn check(&self) -> Result<(), Refusal> {
         match self {
-            Self::Txn(txn) => check_txn(txn),
+            Self::Txn(txn) => txn.check(),
             Self::LeaseGrant { ttl_secs, .. } if *ttl_secs > MAX_LEASE_TTL_SECS => {
                 Err(Refusal::LeaseTtlTooLarge)
             }
@@ -38,12 +38,17 @@ impl Command {
     }
 }
 
-/// Checks both branches of a transaction and everything below them.
-pub(crate) fn check_txn(txn: &Txn) -> Result<(), Refusal> {
-    check_shape(txn, 1)?;
-    check_branch(&txn.success)?;
-    check_branch(&txn.failure)?;
-    Ok(())
+impl Txn {
+    /// Refuses what can never succeed: both branches and everything below them.
+    ///
+    /// # Errors
+    /// As [`Command::check`].
+    pub fn check(&self) -> Result<(), Refusal> {
+        check_shape(self, 1)?;
+        check_branch(&self.success)?;
+        check_branch(&self.failure)?;
+        Ok(())
+    }
 }
 
 fn check_shape(txn: &Txn, depth: usize) -> Result<(), Refusal> {

@@ -48,7 +48,10 @@ pub(crate) async fn serve(
     listener: TcpListener,
     mut drain: watch::Receiver<bool>,
 ) {
-    let acceptor = match knarr_pki::server_config(&node.config.serving, &node.config.ca) {
+    let acceptor = match knarr_pki::server_config(
+        &node.config.serving,
+        knarr_pki::Clients::MayShow(&node.config.ca),
+    ) {
         Ok(tls) => TlsAcceptor::from(tls),
         Err(error) => return warn!(%error, "the node's server has no usable certificate"),
     };

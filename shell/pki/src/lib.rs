@@ -12,7 +12,7 @@ mod unverified;
 pub use authority::{Authority, Identity, PkiError, Signed, Usage, is_fresh, new_request};
 pub use kubeconfig::Kubeconfig;
 pub use pinned::{ca_hash, pinned_config};
-pub use tls::{client_config, peer_identity, server_config};
+pub use tls::{Clients, client_config, peer_identity, server_config};
 pub use unverified::unverified_config;
 
 use std::io::Write;

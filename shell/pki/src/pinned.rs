@@ -122,7 +122,8 @@ mod tests {
         let identity = Identity { dns: vec!["localhost".into()], ..Identity::default() };
         let mut signed = authority.issue(&identity, Usage::Server).expect("issued");
         signed.certificate.push_str(authority.certificate());
-        let server = server_config(&signed, authority.certificate()).expect("a server");
+        let server = server_config(&signed, crate::Clients::MayShow(authority.certificate()))
+            .expect("a server");
         let mut server = ServerConnection::new(server).expect("a connection");
         let (client, ca) = pinned_config(hash).expect("a client");
         let name = ServerName::try_from("localhost").expect("a name");

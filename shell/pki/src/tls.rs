@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::authority::{PkiError, Signed};
@@ -31,17 +33,42 @@ fn chain(signed: &Signed) -> Result<Chain, PkiError> {
     Ok((certificates, key))
 }
 
-/// A server that accepts clients without a certificate, and those with one of our CA.
+/// Whose connections a server takes; authorities are PEM.
+#[derive(Clone, Copy, Debug)]
+pub enum Clients<'a> {
+    /// Everybody's; certificates are not asked for.
+    Anyone,
+    /// Everybody's; a certificate, where one is shown, must be of this authority.
+    MayShow(&'a str),
+    /// Only those with a certificate of this authority.
+    MustShow(&'a str),
+}
+
+impl Clients<'_> {
+    fn verifier(
+        self,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Arc<dyn ClientCertVerifier>, PkiError> {
+        let builder = |ca| {
+            let roots = Arc::new(roots(ca)?);
+            Ok::<_, PkiError>(WebPkiClientVerifier::builder_with_provider(roots, provider))
+        };
+        match self {
+            Self::Anyone => return Ok(WebPkiClientVerifier::no_client_auth()),
+            Self::MayShow(ca) => builder(ca)?.allow_unauthenticated().build(),
+            Self::MustShow(ca) => builder(ca)?.build(),
+        }
+        .map_err(material)
+    }
+}
+
+/// A server with a certificate, for these clients.
 ///
 /// # Errors
 /// When key material cannot be used.
-pub fn server_config(signed: &Signed, client_ca: &str) -> Result<Arc<ServerConfig>, PkiError> {
+pub fn server_config(signed: &Signed, clients: Clients<'_>) -> Result<Arc<ServerConfig>, PkiError> {
     let provider = Arc::new(default_provider());
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots(client_ca)?), provider.clone())
-            .allow_unauthenticated()
-            .build()
-            .map_err(material)?;
+    let verifier = clients.verifier(provider.clone())?;
     let (certificates, key) = chain(signed)?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

@@ -1,0 +1,440 @@
+//! `knarr etcd`: the store alone, for everybody who speaks to etcd; and the same face beside an API
+//! server, where it is asked for.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use knarr_etcd::{Face, FaceConfig, Listener, TlsFiles, TlsKeeper, TokenKind, serve};
+use knarr_pki::{Authority, Identity, Usage};
+use knarr_store::{RealDisk, Store, StoreConfig, SystemClock};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::flags::duration;
+use crate::paths;
+use crate::process::{Drain, Fatal};
+
+/// etcd's flags, by etcd's names and with its defaults.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct EtcdFlags {
+    /// The member's name, for people.
+    #[arg(long, default_value = "default", env = "ETCD_NAME")]
+    pub(crate) name: String,
+    /// Where the data is kept [default: NAME.etcd].
+    #[arg(long, value_name = "DIR", env = "ETCD_DATA_DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Where to listen for clients: http://, https:// or unix://.
+    #[arg(
+        long,
+        value_name = "URL",
+        value_delimiter = ',',
+        default_value = "http://localhost:2379",
+        env = "ETCD_LISTEN_CLIENT_URLS"
+    )]
+    pub(crate) listen_client_urls: Vec<ClientUrl>,
+    /// What clients are told to dial [default: the URLs listened on].
+    #[arg(long, value_name = "URL", value_delimiter = ',', env = "ETCD_ADVERTISE_CLIENT_URLS")]
+    pub(crate) advertise_client_urls: Vec<ClientUrl>,
+    #[command(flatten)]
+    pub(crate) tls: EtcdTlsFlags,
+    #[command(flatten)]
+    pub(crate) limits: EtcdLimits,
+    #[command(flatten)]
+    pub(crate) peers: EtcdPeerFlags,
+}
+
+/// Certificates of the client port.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct EtcdTlsFlags {
+    /// The server's certificate, PEM. A new file is taken up without a restart.
+    #[arg(long, value_name = "FILE", requires = "key_file", env = "ETCD_CERT_FILE")]
+    pub(crate) cert_file: Option<PathBuf>,
+    /// Its key, PEM.
+    #[arg(long, value_name = "FILE", requires = "cert_file", env = "ETCD_KEY_FILE")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// Ask clients for a certificate of --trusted-ca-file.
+    #[arg(long, requires = "trusted_ca_file", env = "ETCD_CLIENT_CERT_AUTH")]
+    pub(crate) client_cert_auth: bool,
+    /// The authority of clients' certificates, PEM; with it every client needs one.
+    #[arg(long, value_name = "FILE", requires = "cert_file", env = "ETCD_TRUSTED_CA_FILE")]
+    pub(crate) trusted_ca_file: Option<PathBuf>,
+    /// Make a certificate in DATA_DIR/fixtures/client where none is named.
+    #[arg(long, conflicts_with = "cert_file", env = "ETCD_AUTO_TLS")]
+    pub(crate) auto_tls: bool,
+}
+
+/// Limits and what goes with them.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct EtcdLimits {
+    /// The most operations of a transaction.
+    #[arg(long, default_value_t = 128, value_name = "N", env = "ETCD_MAX_TXN_OPS")]
+    pub(crate) max_txn_ops: usize,
+    /// The largest request.
+    #[arg(long, default_value_t = 1_572_864, value_name = "BYTES", env = "ETCD_MAX_REQUEST_BYTES")]
+    pub(crate) max_request_bytes: usize,
+    /// What those get who log in: `simple`, or
+    /// `jwt,sign-method=RS256,pub-key=FILE,priv-key=FILE,ttl=10m`.
+    #[arg(long, default_value = "simple", value_name = "KIND", env = "ETCD_AUTH_TOKEN")]
+    pub(crate) auth_token: String,
+    /// How many seconds a simple token lives without being used.
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", env = "ETCD_AUTH_TOKEN_TTL")]
+    pub(crate) auth_token_ttl: u64,
+    /// The work factor of password hashes.
+    #[arg(
+        long, default_value_t = 10, value_name = "N", env = "ETCD_BCRYPT_COST",
+        value_parser = clap::value_parser!(u32).range(4..=31)
+    )]
+    pub(crate) bcrypt_cost: u32,
+    /// How often a quiet watcher that wants to hears how far it has come.
+    #[arg(
+        long,
+        default_value = "10m",
+        value_name = "DURATION",
+        value_parser = duration,
+        alias = "experimental-watch-progress-notify-interval",
+        env = "ETCD_WATCH_PROGRESS_NOTIFY_INTERVAL"
+    )]
+    pub(crate) watch_progress_notify_interval: Duration,
+}
+
+/// Flags about peers, which a group of one does not have: taken, so that a unit file need not be
+/// rewritten, and told at the start where they ask for what is not there.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct EtcdPeerFlags {
+    /// Where to listen for peers; there are none.
+    #[arg(long, value_name = "URL", value_delimiter = ',', env = "ETCD_LISTEN_PEER_URLS")]
+    pub(crate) listen_peer_urls: Vec<String>,
+    /// What peers are told to dial.
+    #[arg(
+        long,
+        value_name = "URL",
+        value_delimiter = ',',
+        default_value = "http://localhost:2380",
+        env = "ETCD_INITIAL_ADVERTISE_PEER_URLS"
+    )]
+    pub(crate) initial_advertise_peer_urls: Vec<String>,
+    /// NAME=URL of the one member.
+    #[arg(long, value_name = "MEMBERS", value_delimiter = ',', env = "ETCD_INITIAL_CLUSTER")]
+    pub(crate) initial_cluster: Vec<String>,
+    /// Whether the cluster is new; it always begins with this member.
+    #[arg(long, value_name = "STATE", env = "ETCD_INITIAL_CLUSTER_STATE")]
+    pub(crate) initial_cluster_state: Option<String>,
+    /// A word that sets clusters apart; identities are random here.
+    #[arg(long, value_name = "WORD", env = "ETCD_INITIAL_CLUSTER_TOKEN")]
+    pub(crate) initial_cluster_token: Option<String>,
+}
+
+/// A URL that clients dial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ClientUrl {
+    /// `http://HOST:PORT`, or `https://HOST:PORT`.
+    Tcp { secure: bool, host: String, port: u16 },
+    /// `unix://PATH`.
+    Unix(PathBuf),
+}
+
+impl FromStr for ClientUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("{text:?} is no URL such as http://127.0.0.1:2379");
+        let (scheme, rest) = text.split_once("://").ok_or_else(bad)?;
+        let secure = match scheme {
+            "unix" if !rest.is_empty() => return Ok(Self::Unix(rest.into())),
+            "http" => false,
+            "https" => true,
+            _ => return Err(bad()),
+        };
+        let (host, port) = rest.trim_end_matches('/').rsplit_once(':').ok_or_else(bad)?;
+        let port = port.parse().map_err(|_| bad())?;
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        if host.is_empty() || host.contains('/') {
+            Err(bad())
+        } else {
+            Ok(Self::Tcp { secure, host, port })
+        }
+    }
+}
+
+impl fmt::Display for ClientUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Tcp { secure, host, port } => {
+                let scheme = if *secure { "https" } else { "http" };
+                match host.contains(':') {
+                    true => write!(f, "{scheme}://[{host}]:{port}"),
+                    false => write!(f, "{scheme}://{host}:{port}"),
+                }
+            }
+        }
+    }
+}
+
+/// Runs the store alone until it is told to go down.
+pub(crate) async fn run(flags: EtcdFlags, drain: Drain) -> Result<(), Fatal> {
+    flags.peers.check(&flags.name)?;
+    let data = flags.data_dir.clone().unwrap_or_else(|| format!("{}.etcd", flags.name).into());
+    let store = open_store(&flags, &data)?;
+    let tls = flags.tls.keeper(&data)?;
+    let config = FaceConfig {
+        name: flags.name.clone(),
+        peer_urls: flags.peers.initial_advertise_peer_urls.clone(),
+        client_urls: urls(&flags),
+        max_txn_ops: flags.limits.max_txn_ops,
+        max_request_bytes: flags.limits.max_request_bytes,
+        protected: None,
+        tokens: flags.limits.tokens()?,
+        bcrypt_cost: flags.limits.bcrypt_cost,
+        progress_interval: flags.limits.watch_progress_notify_interval,
+    };
+    let face = Face::new(store.clone(), config)?;
+    let served = listen_and_serve(face, &flags.listen_client_urls, tls, drain).await?;
+    println!("Ready: {}", list(&flags.listen_client_urls));
+    served.join_all().await;
+    store.close().await;
+    Ok(())
+}
+
+fn urls(flags: &EtcdFlags) -> Vec<String> {
+    let told = match flags.advertise_client_urls.is_empty() {
+        true => &flags.listen_client_urls,
+        false => &flags.advertise_client_urls,
+    };
+    told.iter().map(ClientUrl::to_string).collect()
+}
+
+fn list(urls: &[ClientUrl]) -> String {
+    urls.iter().map(ClientUrl::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn open_store(flags: &EtcdFlags, data: &Path) -> Result<Store, Fatal> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).map_err(|error| Fatal(format!("no randomness: {error}")))?;
+    let (cluster, member) = random.split_at(8);
+    let id = |half: &[u8]| u64::from_le_bytes(half.try_into().expect("eight bytes"));
+    let config = StoreConfig {
+        identity: knarr_store::Identity { cluster: id(cluster), member: id(member) },
+        command_bytes: flags.limits.max_request_bytes,
+        ..StoreConfig::default()
+    };
+    let unusable = |error| Fatal(format!("cannot use --data-dir {}: {error}", data.display()));
+    let disk = RealDisk::open(paths::store(data)).map_err(unusable)?;
+    Store::open(Arc::new(disk), Arc::new(SystemClock::default()), config).map_err(unusable)
+}
+
+/// Listens at every URL before it serves at any.
+pub(crate) async fn listen_and_serve(
+    face: Arc<Face>,
+    urls: &[ClientUrl],
+    tls: Option<Arc<TlsKeeper>>,
+    drain: Drain,
+) -> Result<JoinSet<()>, Fatal> {
+    let mut listeners = Vec::new();
+    for url in urls {
+        listeners.extend(url.listen(tls.as_ref()).await?);
+    }
+    let mut served = JoinSet::new();
+    for listener in listeners {
+        served.spawn(serve(face.clone(), listener, drain.clone()));
+    }
+    info!(urls = list(urls), "etcd's API is served");
+    Ok(served)
+}
+
+impl ClientUrl {
+    async fn listen(&self, tls: Option<&Arc<TlsKeeper>>) -> Result<Vec<Listener>, Fatal> {
+        let failed = |error| Fatal(format!("cannot listen on {self}: {error}"));
+        match self {
+            Self::Unix(path) => Ok(vec![listen_unix(path).map_err(failed)?]),
+            Self::Tcp { secure, host, port } => {
+                let tls = match (secure, tls) {
+                    (true, None) => {
+                        return Err(Fatal(format!(
+                            "{self} needs a certificate: name one by --cert-file and --key-file, \
+                             or have one made by --auto-tls"
+                        )));
+                    }
+                    (true, Some(tls)) => Some(tls.clone()),
+                    (false, _) => None,
+                };
+                let addresses = tokio::net::lookup_host((&host[..], *port)).await;
+                let mut listeners = Vec::new();
+                for address in addresses.map_err(failed)? {
+                    match TcpListener::bind(address).await {
+                        Ok(listener) => listeners.push(Listener::Tcp(listener, tls.clone())),
+                        // A name may have addresses of a family that is switched off here.
+                        Err(error) if unknown_here(&error) => {
+                            info!(%address, %error, "not listened on");
+                        }
+                        Err(error) => return Err(failed(error)),
+                    }
+                }
+                if listeners.is_empty() {
+                    return Err(Fatal(format!("{self} has no address of this machine")));
+                }
+                Ok(listeners)
+            }
+        }
+    }
+}
+
+fn unknown_here(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::AddrNotAvailable
+}
+
+/// A socket for its owner only; what is left of a process that is gone is replaced.
+fn listen_unix(path: &Path) -> std::io::Result<Listener> {
+    if std::os::unix::net::UnixStream::connect(path).is_err() {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(Listener::Unix(listener))
+}
+
+impl EtcdTlsFlags {
+    fn keeper(&self, data: &Path) -> Result<Option<Arc<TlsKeeper>>, Fatal> {
+        let files = match (&self.cert_file, &self.key_file) {
+            (Some(certificate), Some(key)) => TlsFiles {
+                certificate: certificate.clone(),
+                key: key.clone(),
+                client_ca: self.trusted_ca_file.clone(),
+            },
+            _ if self.auto_tls => made_certificate(data)?,
+            _ => return Ok(None),
+        };
+        Ok(Some(Arc::new(TlsKeeper::open(files)?)))
+    }
+}
+
+/// A certificate for this machine's own names, made once.
+fn made_certificate(data: &Path) -> Result<TlsFiles, Fatal> {
+    let dir = data.join("fixtures/client");
+    let authority = Authority::load_or_create(&dir)?;
+    let addresses = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from(std::net::Ipv6Addr::LOCALHOST)];
+    let dns = vec!["localhost".to_owned()];
+    let identity = Identity { name: "etcd".to_owned(), dns, addresses, ..Identity::default() };
+    authority.issue_to(&dir, "cert", &identity, Usage::Server)?;
+    Ok(TlsFiles { certificate: dir.join("cert.crt"), key: dir.join("cert.key"), client_ca: None })
+}
+
+impl EtcdLimits {
+    fn tokens(&self) -> Result<TokenKind, Fatal> {
+        let mut words = self.auth_token.split(',');
+        match words.next() {
+            Some("simple") => {
+                Ok(TokenKind::Simple { ttl: Duration::from_secs(self.auth_token_ttl) })
+            }
+            Some("jwt") => jwt(words).map_err(|why| Fatal(format!("--auth-token: {why}"))),
+            _ => {
+                Err(Fatal(format!("--auth-token: {:?} is neither simple nor jwt", self.auth_token)))
+            }
+        }
+    }
+}
+
+fn jwt<'a>(words: impl Iterator<Item = &'a str>) -> Result<TokenKind, String> {
+    let (mut algorithm, mut public, mut private) = (None, None, None);
+    let mut ttl = Duration::from_mins(5);
+    for word in words {
+        let (name, value) = word.split_once('=').ok_or_else(|| format!("{word:?} has no value"))?;
+        match name {
+            "sign-method" => {
+                algorithm = Some(
+                    value
+                        .parse()
+                        .map_err(|_| format!("sign-method {value:?} is not known here"))?,
+                )
+            }
+            "pub-key" => public = Some(PathBuf::from(value)),
+            "priv-key" => private = Some(PathBuf::from(value)),
+            "ttl" => ttl = duration(value)?,
+            _ => {
+                return Err(format!(
+                    "{name:?} is not known; there are sign-method, pub-key, priv-key, ttl"
+                ));
+            }
+        }
+    }
+    let algorithm = algorithm.ok_or("jwt needs a sign-method, such as RS256")?;
+    let public = public.or_else(|| private.clone()).ok_or("jwt needs a pub-key or priv-key")?;
+    Ok(TokenKind::Jwt { algorithm, public, private, ttl })
+}
+
+impl EtcdPeerFlags {
+    fn check(&self, name: &str) -> Result<(), Fatal> {
+        if self.initial_cluster.len() > 1 {
+            return Err(Fatal(
+                "--initial-cluster names several members, but this store is a group of one: \
+                 consensus between members is not there yet"
+                    .to_owned(),
+            ));
+        }
+        if let Some(member) = self.initial_cluster.first()
+            && member.split_once('=').is_none_or(|(member, _)| member != name)
+        {
+            return Err(Fatal(format!("--initial-cluster {member:?} does not name {name:?}")));
+        }
+        if !self.listen_peer_urls.is_empty() {
+            warn!("--listen-peer-urls: nothing listens there, this store is a group of one");
+        }
+        for (flag, value) in [
+            ("--initial-cluster-state", &self.initial_cluster_state),
+            ("--initial-cluster-token", &self.initial_cluster_token),
+        ] {
+            if value.is_some() {
+                info!("{flag} has no meaning for a group of one");
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_read_and_written() {
+        for text in ["http://127.0.0.1:2379", "https://[::1]:1", "unix:///run/x.sock"] {
+            assert_eq!(text.parse::<ClientUrl>().map(|url| url.to_string()), Ok(text.to_owned()));
+        }
+        for text in
+            ["", "127.0.0.1:2379", "ftp://a:1", "http://a", "http://:1", "http://a:b", "unix://"]
+        {
+            assert!(text.parse::<ClientUrl>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn token_kinds_are_read() {
+        let limits = |auth_token: &str| EtcdLimits {
+            max_txn_ops: 1,
+            max_request_bytes: 1,
+            auth_token: auth_token.to_owned(),
+            auth_token_ttl: 7,
+            bcrypt_cost: 4,
+            watch_progress_notify_interval: Duration::from_secs(1),
+        };
+        let simple = limits("simple").tokens();
+        assert!(matches!(simple, Ok(TokenKind::Simple { ttl }) if ttl.as_secs() == 7));
+        let jwt = limits("jwt,sign-method=ES256,priv-key=/k,ttl=1m").tokens();
+        assert!(matches!(jwt, Ok(TokenKind::Jwt { ttl, .. }) if ttl.as_secs() == 60));
+        for bad in
+            ["", "other", "jwt", "jwt,sign-method=X,pub-key=/k", "jwt,sign-method=RS256", "jwt,a=b"]
+        {
+            assert!(limits(bad).tokens().is_err(), "{bad}");
+        }
+    }
+}

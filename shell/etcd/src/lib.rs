@@ -1,0 +1,32 @@
+//! etcd's faces of the store: gRPC for `etcdctl` and every client of etcd, JSON for `curl`.
+//!
+//! * `face` – who asks, may they, and the way to the store; `wire` – requests as transactions;
+//!   `refusal` – refusals as etcd words them.
+//! * `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election` – one service each.
+//! * `gateway` – the same services as JSON over HTTP; `pages` – version, health, metrics.
+//! * `serve` – connections; `tls` – certificates that follow their files; `tokens` – who logged in.
+//!
+//! Invariants: no request reaches the store unjudged, and what was judged by users and roles as they
+//! were holds only if they still are so at its place in the log.
+
+mod auth;
+mod cluster;
+mod election;
+mod face;
+mod gateway;
+mod kv;
+mod lease;
+mod lock;
+mod maintenance;
+mod pages;
+mod refusal;
+mod serve;
+mod tls;
+mod tokens;
+mod watch;
+mod wire;
+
+pub use face::{Face, FaceConfig};
+pub use serve::{Listener, serve};
+pub use tls::{TlsError, TlsFiles, TlsKeeper};
+pub use tokens::{TokenError, TokenKind};

@@ -1,0 +1,147 @@
+//! The Maintenance service: status, backups, hashes, alarms. What etcd's operators have to do by
+//! hand (defragment, disarm) is not needed here, and says so by doing nothing.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use knarr_etcdpb::etcdserverpb as pb;
+use pb::maintenance_server::Maintenance;
+use tonic::{Request, Response, Status};
+
+use crate::face::Face;
+use crate::pages::ETCD_VERSION;
+use crate::wire::{revision, signed};
+
+/// The service needs to outlive a call for its streams.
+#[derive(Clone, Debug)]
+pub(crate) struct Keeper(pub(crate) Arc<Face>);
+
+impl Keeper {
+    fn administrator<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let caller = self.0.caller(request)?;
+        self.0.administrates(&self.0.auth(), &caller)
+    }
+}
+
+#[tonic::async_trait]
+impl Maintenance for Keeper {
+    async fn alarm(
+        &self,
+        request: Request<pb::AlarmRequest>,
+    ) -> Result<Response<pb::AlarmResponse>, Status> {
+        self.administrator(&request)?;
+        Ok(Response::new(pb::AlarmResponse {
+            header: self.0.header_now(),
+            alarms: self.0.alarms(),
+        }))
+    }
+
+    async fn status(
+        &self,
+        _: Request<pb::StatusRequest>,
+    ) -> Result<Response<pb::StatusResponse>, Status> {
+        Ok(Response::new(self.0.status()))
+    }
+
+    async fn defragment(
+        &self,
+        request: Request<pb::DefragmentRequest>,
+    ) -> Result<Response<pb::DefragmentResponse>, Status> {
+        self.administrator(&request)?;
+        tracing::info!("defragment: nothing to do, space is reclaimed as it becomes free");
+        Ok(Response::new(pb::DefragmentResponse { header: self.0.header_now() }))
+    }
+
+    async fn hash(
+        &self,
+        request: Request<pb::HashRequest>,
+    ) -> Result<Response<pb::HashResponse>, Status> {
+        self.administrator(&request)?;
+        let hashed = self.0.hash(0).await?;
+        Ok(Response::new(pb::HashResponse { header: self.0.header_now(), hash: hashed.hash }))
+    }
+
+    async fn hash_kv(
+        &self,
+        request: Request<pb::HashKvRequest>,
+    ) -> Result<Response<pb::HashKvResponse>, Status> {
+        self.administrator(&request)?;
+        self.0.hash(request.get_ref().revision).await.map(Response::new)
+    }
+
+    type SnapshotStream = BoxStream<'static, Result<pb::SnapshotResponse, Status>>;
+
+    async fn snapshot(
+        &self,
+        request: Request<pb::SnapshotRequest>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        self.administrator(&request)?;
+        Ok(Response::new(self.0.clone().snapshot().boxed()))
+    }
+
+    async fn move_leader(
+        &self,
+        request: Request<pb::MoveLeaderRequest>,
+    ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
+        self.administrator(&request)?;
+        if request.get_ref().target_id != self.0.store.identity().member {
+            return Err(Status::failed_precondition("etcdserver: bad leader transferee"));
+        }
+        Ok(Response::new(pb::MoveLeaderResponse { header: self.0.header_now() }))
+    }
+
+    async fn downgrade(
+        &self,
+        request: Request<pb::DowngradeRequest>,
+    ) -> Result<Response<pb::DowngradeResponse>, Status> {
+        self.administrator(&request)?;
+        let (code, text) = match request.get_ref().action() {
+            pb::downgrade_request::DowngradeAction::Cancel => {
+                (tonic::Code::FailedPrecondition, "no inflight downgrade job")
+            }
+            _ => (tonic::Code::InvalidArgument, "invalid downgrade target version"),
+        };
+        Err(Status::new(code, format!("etcdserver: {text}")))
+    }
+}
+
+impl Face {
+    /// What is wrong right now; alarms end by themselves.
+    pub(crate) fn alarms(&self) -> Vec<pb::AlarmMember> {
+        Vec::new()
+    }
+
+    fn status(&self) -> pb::StatusResponse {
+        let (index, live, held) = self.store.read(|keyspace, _| {
+            let live = keyspace.live_bytes();
+            (keyspace.index(), live, live + keyspace.history_bytes())
+        });
+        let bytes = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
+        pb::StatusResponse {
+            header: self.header_now(),
+            version: ETCD_VERSION.to_owned(),
+            db_size: bytes(held),
+            db_size_in_use: bytes(live),
+            leader: self.store.identity().member,
+            raft_index: index,
+            raft_applied_index: index,
+            raft_term: self.store.term(),
+            storage_version: ETCD_VERSION.rsplit_once('.').map_or("", |(minor, _)| minor).into(),
+            ..Default::default()
+        }
+    }
+
+    /// A checksum over all key-values up to a revision; 0 is now.
+    async fn hash(&self, at: i64) -> Result<pb::HashKvResponse, Status> {
+        let _ = revision(at);
+        let _ = signed(0);
+        Err(Status::unimplemented("not yet"))
+    }
+
+    fn snapshot(
+        self: Arc<Self>,
+    ) -> impl futures_util::Stream<Item = Result<pb::SnapshotResponse, Status>> {
+        futures_util::stream::once(async { Err(Status::unimplemented("not yet")) })
+    }
+}
