@@ -106,7 +106,8 @@ pub(crate) async fn answer(services: Services, request: Request<Body>) -> Respon
     let path = request.uri().path();
     let method = path.strip_prefix("/v3/").and_then(|path| METHODS.get(path.trim_end_matches('/')));
     let Some(method) = method else {
-        return page((404, "text/plain; charset=utf-8", "404 page not found\n".to_owned()));
+        let text = if path.starts_with("/v3/") { "Not Found\n" } else { "404 page not found\n" };
+        return page((404, "text/plain; charset=utf-8", text.to_owned()));
     };
     if request.method() != Method::POST {
         return refusal(405, &Status::unimplemented("Method Not Allowed"));

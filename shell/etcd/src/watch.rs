@@ -230,7 +230,7 @@ impl Stream {
     async fn compacted(&mut self, token: u64, oldest: Revision) -> Result<(), Gone> {
         self.watches.remove(&token);
         self.send(pb::WatchResponse {
-            header: self.face.header_now(),
+            header: Some(self.face.header(Revision(0))),
             watch_id: signed(token),
             canceled: true,
             compact_revision: signed(oldest.0),

@@ -271,7 +271,9 @@ pub(crate) fn op_response(
             Response::ResponseDeleteRange(pb::DeleteRangeResponse { header, deleted, prev_kvs })
         }
         (Request::RequestTxn(asked), OpResponse::Txn(answer)) => {
-            Response::ResponseTxn(txn_response(header, asked, answer))
+            let answer = txn_response(header, asked, answer);
+            // Of a nested transaction only the operations have a head that says something.
+            Response::ResponseTxn(pb::TxnResponse { header: Some(Default::default()), ..answer })
         }
         (_, OpResponse::Range(found)) => Response::ResponseRange(range_response(header, found)),
         (asked, answer) => unreachable!("{asked:?} was answered by {answer:?}"),
