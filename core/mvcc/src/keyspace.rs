@@ -1,6 +1,7 @@
 //! The versions of every key, and reading them at a revision.
 
 use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
 use alloc::vec::Vec;
 use core::fmt;
 use core::mem;
@@ -227,36 +228,49 @@ impl Keyspace {
     }
 
     /// The one place where a key changes: the chain, its lease and the history move together.
-    /// Returns the version before.
+    /// `make` gets the live version and gives the new one. Returns the version before.
     pub(crate) fn write(
         &mut self,
         revision: Revision,
         key: Bytes,
-        new: Option<KeyValue>,
+        make: impl FnOnce(Option<&KeyValue>) -> Option<KeyValue>,
     ) -> Option<KeyValue> {
-        let old = self.live_key(&key).cloned();
+        let version = |new: Option<KeyValue>| new.map_or(Version::Gone(revision), Version::Live);
+        // The key is looked up once: in a large keyspace that is what a write costs.
+        let (key, new, old) = match self.keys.entry(key) {
+            Entry::Occupied(mut entry) => {
+                let old = entry.get().newest.live().cloned();
+                let new = make(old.as_ref());
+                let version = version(new.clone());
+                self.live_bytes += version.weight();
+                self.live_bytes -= entry.get().newest.weight();
+                entry.get_mut().push(version);
+                (entry.key().clone(), new, old)
+            }
+            Entry::Vacant(entry) => {
+                let (key, new) = (entry.key().clone(), make(None));
+                let version = version(new.clone());
+                self.live_bytes += version.weight();
+                entry.insert(Chain { newest: version, past: Vec::new() });
+                (key, new, None)
+            }
+        };
         if let Some(kv) = &old {
             self.leases.detach(kv.lease, &key);
         }
         if let Some(kv) = &new {
             self.leases.attach(kv.lease, &key);
         }
-        self.push_version(key.clone(), new.clone().map_or(Version::Gone(revision), Version::Live));
         self.history.push(Event { revision, key, new, old: old.clone() });
         old
     }
 
-    pub(crate) fn push_version(&mut self, key: Bytes, version: Version) {
-        self.live_bytes += version.weight();
-        match self.keys.get_mut(&key) {
-            Some(chain) => {
-                self.live_bytes -= chain.newest.weight();
-                chain.push(version);
-            }
-            None => {
-                self.keys.insert(key, Chain { newest: version, past: Vec::new() });
-            }
-        }
+    /// A key as it stood when the history began.
+    pub(crate) fn begin_with(&mut self, kv: KeyValue) {
+        self.leases.attach(kv.lease, &kv.key);
+        let (key, newest) = (kv.key.clone(), Version::Live(kv));
+        self.live_bytes += newest.weight();
+        self.keys.insert(key, Chain { newest, past: Vec::new() });
     }
 
     fn compact(&mut self, revision: Revision) -> Outcome {
@@ -307,7 +321,7 @@ impl Keyspace {
             self.revision.0 += 1;
         }
         for key in lease.keys {
-            self.write(self.revision, key, None);
+            self.write(self.revision, key, |_| None);
         }
         Ok(Answer::LeaseRevoke(self.revision))
     }

@@ -9,7 +9,7 @@ use core::fmt;
 use bytes::Bytes;
 
 use crate::history::History;
-use crate::keyspace::{Keyspace, Version};
+use crate::keyspace::Keyspace;
 use crate::lease::Lease;
 use crate::model::{KeyRange, KeyValue, LeaseId, Revision};
 
@@ -131,8 +131,7 @@ impl Restore {
             Item::Setting { key, value } => state.settings.insert(key, value),
             Item::Base(kv) => {
                 require(kv.mod_revision <= meta.floor)?;
-                state.leases.attach(kv.lease, &kv.key);
-                state.push_version(kv.key.clone(), Version::Live(kv));
+                state.begin_with(kv);
             }
             Item::Change { revision, key, new } => {
                 let newest = state.history.newest().max(Revision(meta.floor.0 + 1));
@@ -140,7 +139,7 @@ impl Restore {
                 require(
                     new.as_ref().is_none_or(|kv| kv.key == key && kv.mod_revision == revision),
                 )?;
-                state.write(revision, key, new);
+                state.write(revision, key, |_| new);
             }
         }
         Ok(())

@@ -72,7 +72,8 @@ impl Keyspace {
                 }
                 Op::Delete { range } => {
                     let doomed: Vec<Bytes> = self.live(range).map(|kv| kv.key.clone()).collect();
-                    let gone = doomed.into_iter().filter_map(|key| self.write(revision, key, None));
+                    let gone =
+                        doomed.into_iter().filter_map(|key| self.write(revision, key, |_| None));
                     OpResponse::Delete(gone.collect())
                 }
                 Op::Amend { key, value, lease } => {
@@ -125,19 +126,17 @@ impl Keyspace {
         value: &Bytes,
         lease: LeaseId,
     ) -> Option<KeyValue> {
-        let (key, create_revision, version) = match self.live_key(key) {
-            Some(kv) => (kv.key.clone(), kv.create_revision, kv.version + 1),
-            None => (key.clone(), revision, 1),
-        };
-        let new = KeyValue {
-            key: key.clone(),
-            value: value.clone(),
-            create_revision,
-            mod_revision: revision,
-            version,
-            lease,
-        };
-        self.write(revision, key, Some(new))
+        self.write(revision, key.clone(), |old| {
+            Some(KeyValue {
+                // All versions of a key share its bytes.
+                key: old.map_or(key, |kv| &kv.key).clone(),
+                value: value.clone(),
+                create_revision: old.map_or(revision, |kv| kv.create_revision),
+                mod_revision: revision,
+                version: old.map_or(0, |kv| kv.version) + 1,
+                lease,
+            })
+        })
     }
 }
 

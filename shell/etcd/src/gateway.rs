@@ -102,7 +102,7 @@ pub(crate) fn page((code, content_type, text): Page) -> Response<Body> {
 }
 
 /// Answers a request for JSON.
-pub(crate) async fn answer(services: Services, request: Request<Body>) -> Response<Body> {
+pub(crate) async fn answer(services: &Services, request: Request<Body>) -> Response<Body> {
     let path = request.uri().path();
     let method = path.strip_prefix("/v3/").and_then(|path| METHODS.get(path.trim_end_matches('/')));
     let Some(method) = method else {

@@ -57,7 +57,7 @@ pub enum Listener {
 
 /// Serves connections until `drain` says so; calls in flight are finished.
 pub async fn serve(face: Arc<Face>, listener: Listener, mut drain: watch::Receiver<bool>) {
-    let services = Services::new(face);
+    let services = Arc::new(Services::new(face));
     loop {
         let accepted = tokio::select! {
             accepted = accept(&listener) => accepted,
@@ -107,7 +107,7 @@ async fn drained(drain: &mut watch::Receiver<bool>) {
 }
 
 async fn secured(
-    services: Services,
+    services: Arc<Services>,
     stream: tokio::net::TcpStream,
     tls: Arc<TlsKeeper>,
     drain: watch::Receiver<bool>,
@@ -125,7 +125,7 @@ async fn secured(
 }
 
 async fn connection<S>(
-    services: Services,
+    services: Arc<Services>,
     stream: S,
     peer: Option<PeerName>,
     mut drain: watch::Receiver<bool>,
@@ -162,7 +162,6 @@ async fn connection<S>(
 }
 
 /// All services of a face.
-#[derive(Clone)]
 pub(crate) struct Services {
     pub(crate) face: Arc<Face>,
     kv: KvServer<Face>,
@@ -191,7 +190,7 @@ impl Services {
         }
     }
 
-    async fn answer(self, request: Request<Body>) -> Response<Body> {
+    async fn answer(&self, request: Request<Body>) -> Response<Body> {
         let content = request.headers().get(CONTENT_TYPE);
         if content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc")) {
             return self.call(request).await;
@@ -204,20 +203,20 @@ impl Services {
     }
 
     /// Calls a method by its path, `/package.Service/Method`.
-    pub(crate) async fn call(mut self, request: Request<Body>) -> Response<Body> {
+    pub(crate) async fn call(&self, request: Request<Body>) -> Response<Body> {
         use tower_service::Service as _;
         let path = request.uri().path().to_owned();
         let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
         self.face.metrics.begun(service, method);
         let response = match service {
-            "etcdserverpb.KV" => self.kv.call(request).await,
-            "etcdserverpb.Watch" => self.watch.call(request).await,
-            "etcdserverpb.Lease" => self.lease.call(request).await,
-            "etcdserverpb.Cluster" => self.cluster.call(request).await,
-            "etcdserverpb.Maintenance" => self.maintenance.call(request).await,
-            "etcdserverpb.Auth" => self.auth.call(request).await,
-            "v3lockpb.Lock" => self.lock.call(request).await,
-            "v3electionpb.Election" => self.election.call(request).await,
+            "etcdserverpb.KV" => self.kv.clone().call(request).await,
+            "etcdserverpb.Watch" => self.watch.clone().call(request).await,
+            "etcdserverpb.Lease" => self.lease.clone().call(request).await,
+            "etcdserverpb.Cluster" => self.cluster.clone().call(request).await,
+            "etcdserverpb.Maintenance" => self.maintenance.clone().call(request).await,
+            "etcdserverpb.Auth" => self.auth.clone().call(request).await,
+            "v3lockpb.Lock" => self.lock.clone().call(request).await,
+            "v3electionpb.Election" => self.election.clone().call(request).await,
             other => {
                 let status = tonic::Status::unimplemented(format!("unknown service {other}"));
                 Ok(status.into_http())

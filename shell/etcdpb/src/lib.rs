@@ -22,6 +22,9 @@ mod generated {
     }
 }
 
+mod codec;
+
+pub use codec::Codec;
 pub use generated::{authpb, etcdserverpb, mvccpb, v3electionpb, v3lockpb};
 
 /// The description of all of it: an encoded `google.protobuf.FileDescriptorSet`.
