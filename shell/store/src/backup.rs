@@ -93,8 +93,8 @@ pub fn read_etcd_snapshot(file: &[u8], check: HashCheck) -> Result<Vec<Item>, Ba
     knarr_etcd_model::read(database).map_err(BackupError::Content)
 }
 
-/// Makes a new store of the items of a snapshot, durable and read back once. Its identity is that
-/// of the configuration; its leases begin anew when it is opened.
+/// Makes a new store of the items of a snapshot, durable; gives the state as it was read back. Its
+/// identity is that of the configuration; its leases begin anew when it is opened.
 ///
 /// # Errors
 /// [`RestoreError`]. Unless it is `NotEmpty`, the directory holds remains that no store opens.
@@ -102,7 +102,7 @@ pub fn restore(
     disk: Arc<dyn Disk>,
     config: &StoreConfig,
     items: impl IntoIterator<Item = Item>,
-) -> Result<(), RestoreError> {
+) -> Result<Keyspace, RestoreError> {
     let names = disk.list().map_err(RestoreError::Io)?;
     if names.iter().any(|name| name != crate::disk::LOCK) {
         return Err(RestoreError::NotEmpty);
@@ -118,7 +118,7 @@ pub fn restore(
     if !read.keyspace.snapshot().eq(state.snapshot()) {
         return Err(RestoreError::Differs);
     }
-    Ok(())
+    Ok(read.keyspace)
 }
 
 /// No log begins with the first entry then: so a lost checkpoint never looks like a new store.
