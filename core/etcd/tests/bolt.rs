@@ -130,6 +130,41 @@ fn a_branch_that_leads_to_itself_ends() {
 }
 
 #[test]
+fn branches_that_share_their_children_end() {
+    let mut bytes = file(&Buckets::from([(b"key".to_vec(), Pairs::new())]));
+    // Forty branches, each of which leads to the next 200 times, and at last to an empty leaf: more
+    // ways than anybody could go, and no key on any of them.
+    let first = bytes.len() / PAGE;
+    for page in first..first + 40 {
+        let mut branch = [&page.to_le_bytes()[..], &[1, 0, 200, 0, 0, 0, 0, 0]].concat();
+        for _ in 0..200 {
+            branch.extend([0; 8]);
+            branch.extend((page + 1).to_le_bytes());
+        }
+        branch.resize(PAGE, 0);
+        bytes.extend(branch);
+    }
+    let mut leaf = [&(first + 40).to_le_bytes()[..], &[2, 0, 0, 0, 0, 0, 0, 0]].concat();
+    leaf.resize(PAGE, 0);
+    bytes.extend(leaf);
+    // The bucket's root is the last page before; where it begins stands behind its name.
+    let root = (first - 1) * PAGE + 16 + 16 + 3;
+    bytes[root..root + 8].copy_from_slice(&(first as u64).to_le_bytes());
+    let refused = read(&bytes).unwrap_err();
+    assert!(refused.contains("a tree without end"), "{refused}");
+}
+
+#[test]
+fn keys_out_of_order_are_refused() {
+    let pairs = [(b"a".to_vec(), vec![]), (b"b".to_vec(), vec![])];
+    let mut bytes = file(&Buckets::from([(b"key".to_vec(), Pairs::from(pairs))]));
+    let keys = 3 * PAGE + 16 + 2 * 16;
+    assert_eq!(bytes[keys..keys + 2], *b"ab");
+    bytes[keys] = b'b';
+    assert_eq!(read(&bytes).unwrap_err(), "page 3 has its keys out of order");
+}
+
+#[test]
 fn the_newer_of_two_states_counts_unless_it_is_damaged() {
     let mut bytes = file(&Buckets::from([(b"key".to_vec(), Pairs::new())]));
     // The older state leads nowhere.

@@ -120,7 +120,7 @@ fn settings_are_pairs_of_the_buckets_they_are_named_after() {
         setting("authUsers/b/ob", "b"),
     ];
     // Names of the buckets that have another meaning are not ours to fill.
-    let foreign = vec![setting("meta/term", "x"), setting("nowhere", "x")];
+    let foreign = vec![setting("meta/consistent_index", "x"), setting("nowhere", "x")];
     let change = |entries| Command::Settings(Change { expect: 0, entries });
     let before = keyspace(&[change([foreign, entries.clone()].concat())], None);
     let after = restored(read(&file(&before)).unwrap());

@@ -108,6 +108,20 @@ fn an_interrupted_restore_is_never_taken_for_a_store() {
     }
 }
 
+#[test]
+fn a_restored_store_that_loses_its_checkpoint_is_refused() {
+    let mut state = items(&filled());
+    if let Some(Item::Meta(meta)) = state.first_mut() {
+        meta.index = 0;
+    }
+    let disk = SimDisk::default();
+    restore(Arc::new(disk.clone()), &config(2), state).unwrap();
+    let checkpoint = disk.list().unwrap().into_iter().find(|name| name.contains("checkpoint"));
+    disk.flip(&checkpoint.unwrap(), 200, 1);
+    // An empty store in its place would be the worst answer.
+    assert!(Engine::open(Arc::new(disk), config(3)).is_err());
+}
+
 fn items_after(disk: &SimDisk) -> Vec<Item> {
     items(&Engine::open(Arc::new(disk.clone()), config(2)).unwrap())
 }
