@@ -213,6 +213,42 @@ fn etcd_goes_on_from_what_is_written_here() {
     });
 }
 
+#[test]
+fn etcd_goes_on_from_what_knarr_etcd_saved() {
+    alone(|machine| {
+        let url = "http://127.0.0.1:2379";
+        let line = format!("etcd @data --listen-client-urls {url} --advertise-client-urls {url}");
+        let knarr = machine.start(&line);
+        knarr.line("that it serves", |line| line.starts_with("Ready"));
+        for number in 0..40 {
+            etcdctl(&format!("put key-{} {number}", number % 7));
+        }
+        etcdctl_fed("txn", b"\nput z 1\ndel key-3\nput b 5\n\n\n");
+        etcdctl("compact 20");
+        let sums = || -> Vec<Value> {
+            let sum =
+                |at| answer(&format!("endpoint hashkv --rev={at}"))[0]["HashKV"]["hash"].clone();
+            (21..=42).map(sum).collect()
+        };
+        let (kvs, ours) = (answer("get '' --prefix")["kvs"].clone(), sums());
+        let file = machine.path("saved").display().to_string();
+        etcdctl(&format!("snapshot save {file}"));
+        drop(knarr);
+        let dir = machine.path("etcd");
+        etcdctl(&format!("snapshot restore {file} --data-dir={}", dir.display()));
+        let etcd = etcd(machine, "etcd");
+        assert_eq!(answer("get '' --prefix")["kvs"], kvs);
+        assert_eq!(sums(), ours);
+        drop(etcd);
+        // And knarr goes on from it as well.
+        machine.knarr(&format!("store restore {file} --data-dir @again")).success();
+        let knarr = machine.start(&line.replace("@data", "--data-dir @again"));
+        knarr.line("that it serves", |line| line.starts_with("Ready"));
+        assert_eq!(answer("get '' --prefix")["kvs"], kvs);
+        assert_eq!(sums(), ours);
+    });
+}
+
 /// A value as upstream's API server writes it.
 fn protobuf(schema: &Schema, object: &Value) -> Vec<u8> {
     let word = |field: &str| object[field].as_str().unwrap();

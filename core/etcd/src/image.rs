@@ -53,7 +53,6 @@ const VERSION_KEY: usize = 17;
 /// A state as etcd keeps it. It shares the values it was made of.
 #[derive(Debug)]
 pub struct Image {
-    meta: Meta,
     /// The last compaction, as etcd means it.
     compacted: Revision,
     versions: Versions,
@@ -79,7 +78,6 @@ impl Image {
     pub fn new(items: impl IntoIterator<Item = Item>) -> Self {
         let names = BUCKETS.into_iter().map(|name| (name.into(), BTreeMap::new()));
         let mut image = Self {
-            meta: Meta::default(),
             compacted: Revision(0),
             versions: Versions::default(),
             buckets: names.collect(),
@@ -111,9 +109,9 @@ impl Image {
         image
     }
 
-    /// The revision it shows.
-    pub fn revision(&self) -> Revision {
-        self.meta.revision
+    /// The last compaction, as etcd means it: the oldest revision that can be read.
+    pub fn compacted(&self) -> Revision {
+        self.compacted
     }
 
     /// The state as a file.
@@ -157,7 +155,6 @@ impl Image {
     }
 
     fn numbers(&mut self, meta: Meta) {
-        self.meta = meta;
         self.compacted = meta.compacted.max(meta.floor);
         self.put(META.into(), INDEX.into(), meta.index.to_be_bytes().to_vec());
         self.put(META.into(), TERM.into(), 1_u64.to_be_bytes().to_vec());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use knarr_etcd_model::Image;
 use knarr_etcd_model::bolt::Writer;
-use knarr_mvcc::{Item, Keyspace, Restore, Revision};
+use knarr_mvcc::{Item, Keyspace, Restore};
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::CheckpointJob;
@@ -24,7 +24,6 @@ const SUM: usize = 32;
 /// A snapshot in etcd's format on its way out: an iterator over the pieces of a file, of which the
 /// last is the sha256 of all others. It shares the state's values and needs no lock.
 pub struct EtcdSnapshot {
-    revision: Revision,
     file: Writer,
     sum: Option<Sha256>,
 }
@@ -32,13 +31,7 @@ pub struct EtcdSnapshot {
 impl EtcdSnapshot {
     /// A snapshot of a state. Takes time for a large one: not on a thread that serves.
     pub fn new(items: Vec<Item>) -> Self {
-        let image = Image::new(items);
-        Self { revision: image.revision(), file: image.file(), sum: Some(Sha256::new()) }
-    }
-
-    /// The revision it shows.
-    pub fn revision(&self) -> Revision {
-        self.revision
+        Self { file: Image::new(items).file(), sum: Some(Sha256::new()) }
     }
 
     /// Bytes of all pieces together.
