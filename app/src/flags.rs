@@ -471,7 +471,8 @@ pub(crate) struct ImportFlags {
     /// Only say what would become of it.
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Keep values that cannot be read, such as encrypted ones, as they are.
+    /// Keep values that cannot be read, such as encrypted ones, as they are; nothing here can serve
+    /// them, nor a list that they are in.
     #[arg(long)]
     pub(crate) keep_unreadable: bool,
     #[command(flatten)]
