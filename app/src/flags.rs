@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Check(CheckFlags),
     /// Pull, bring in, list, write out and remove container images.
     Images(ImagesFlags),
+    /// Make the state of a new control plane: of a backup, or of another cluster's etcd.
+    Store(StoreFlags),
 }
 
 /// Where a control plane keeps its state and listens.
@@ -410,6 +412,71 @@ pub(crate) enum ImagesCommand {
         /// Its name or id.
         image: String,
     },
+}
+
+/// States of control planes.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct StoreFlags {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: StoreCommand,
+}
+
+/// Where a state comes from.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Go back to a snapshot that `etcdctl snapshot save` or knarr made, exactly as it was.
+    Restore {
+        /// The snapshot.
+        snapshot: PathBuf,
+        #[command(flatten)]
+        target: NewStoreFlags,
+    },
+    /// Take over the cluster of an upstream API server: its objects, as they are now.
+    Import(ImportFlags),
+}
+
+/// Where a new state goes.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NewStoreFlags {
+    /// Where the control plane will keep its state; there must be no store yet.
+    #[arg(long, default_value = "/var/lib/knarr", value_name = "DIR")]
+    pub(crate) data_dir: PathBuf,
+    /// Take a snapshot without a checksum: a copy of a stopped member's `member/snap/db`.
+    #[arg(long)]
+    pub(crate) skip_hash_check: bool,
+}
+
+/// What to take over, and how.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ImportFlags {
+    /// A snapshot that `etcdctl snapshot save` made.
+    #[arg(long, value_name = "FILE", required_unless_present = "endpoints")]
+    pub(crate) snapshot: Option<PathBuf>,
+    /// Members of a running etcd; the first that answers is read.
+    #[arg(long, value_name = "URL", value_delimiter = ',', conflicts_with = "snapshot")]
+    pub(crate) endpoints: Vec<String>,
+    /// The authority that etcd's certificate is of.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cacert: Option<PathBuf>,
+    /// A client certificate that etcd knows.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub(crate) cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
+    /// Below which key the objects lie: upstream's --etcd-prefix.
+    #[arg(long, default_value = "/registry", value_name = "KEY")]
+    pub(crate) prefix: String,
+    /// Only say what would become of it.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Keep values that cannot be read, such as encrypted ones, as they are; nothing here can serve
+    /// them, nor a list that they are in.
+    #[arg(long)]
+    pub(crate) keep_unreadable: bool,
+    #[command(flatten)]
+    pub(crate) target: NewStoreFlags,
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ mod pull_progress;
 mod ranges;
 mod rings;
 mod server;
+mod snapshots;
 mod token;
 mod up;
 
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
             run(|drain| check::run(flags, drain))
         }
         Command::Images(flags) => images::run(flags),
+        Command::Store(flags) => snapshots::run(flags),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -187,14 +187,18 @@ fn open_store(data: &Path) -> Result<Store, Fatal> {
         )),
         error => Fatal(format!("cannot use --data-dir {}: {error}", data.display())),
     };
-    // A new store gets an identity of its own; an existing one keeps what it has.
-    let mut cluster = [0; 8];
-    getrandom::fill(&mut cluster).map_err(|error| Fatal(format!("no randomness: {error}")))?;
-    let identity = knarr_store::Identity { cluster: u64::from_le_bytes(cluster), member: 1 };
-    let config = StoreConfig { identity, ..StoreConfig::default() };
+    let config = store_config()?;
     let disk = RealDisk::open(paths::store(data)).map_err(refused)?;
     let clock = Arc::new(SystemClock::default());
     Store::open(Arc::new(disk), clock, config).map_err(refused)
+}
+
+/// A new store gets an identity of its own; an existing one keeps what it has.
+pub(crate) fn store_config() -> Result<StoreConfig, Fatal> {
+    let mut cluster = [0; 8];
+    getrandom::fill(&mut cluster).map_err(|error| Fatal(format!("no randomness: {error}")))?;
+    let identity = knarr_store::Identity { cluster: u64::from_le_bytes(cluster), member: 1 };
+    Ok(StoreConfig { identity, ..StoreConfig::default() })
 }
 
 /// The address that leads to this machine: the bound one, or that of the default route.

@@ -23,12 +23,12 @@ use crate::call::{Step, World};
 use crate::claims::Claims;
 use crate::delete::{self, DeleteOptions, Fate};
 use crate::lens::Lens;
-use crate::object::{remove, set_revision, text, tree_at};
+use crate::object::{set_revision, text, tree_at};
 use crate::patch::Patch;
 use crate::read::{Rendering, list_metadata, object_response, selected};
 use crate::request::{Request, RequestInfo, User};
 use crate::response::Response;
-use crate::{admission, convert, kinds, meta, special};
+use crate::{admission, kinds, meta, special, stored};
 
 /// A generated name that is taken is made anew this often.
 const NAME_ATTEMPTS: u32 = 8;
@@ -512,10 +512,8 @@ impl Write {
     }
 
     fn encode(&self, world: &World<'_>, id: TypeId, tree: &mut Value) -> Bytes {
-        remove(tree, &["metadata", "resourceVersion"]);
         world.schema().normalize(id, tree);
-        convert::to_stored(&self.kind, tree);
-        knarr_schema::encode(&self.kind.kind, &convert::stored_version(&self.kind), tree).into()
+        stored::encode(&self.kind, tree)
     }
 
     fn decode(&mut self, world: &World<'_>, body: &[u8]) -> Result<Value, Status> {

@@ -5,13 +5,21 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
+use knarr_etcd_model::Image;
 use knarr_etcdpb::etcdserverpb as pb;
+use knarr_mvcc::Revision;
 use pb::maintenance_server::Maintenance;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::face::Face;
 use crate::pages::ETCD_VERSION;
+use crate::refusal::unreadable;
 use crate::wire::{revision, signed};
+
+/// How many pieces of a snapshot wait for its reader.
+const PIECES_AHEAD: usize = 4;
 
 /// The service needs to outlive a call for its streams.
 #[derive(Clone, Debug)]
@@ -132,16 +140,46 @@ impl Face {
         }
     }
 
-    /// A checksum over all key-values up to a revision; 0 is now.
+    /// etcd's checksum over all key-values up to a revision; 0 is now.
     async fn hash(&self, at: i64) -> Result<pb::HashKvResponse, Status> {
-        let _ = revision(at);
-        let _ = signed(0);
-        Err(Status::unimplemented("not yet"))
+        let asked = revision(at);
+        let state = self.store.read(|keyspace, newest| {
+            keyspace.get(b"", asked)?;
+            let at = if asked == Revision(0) { newest } else { asked };
+            Ok((keyspace.snapshot().collect::<Vec<_>>(), at))
+        });
+        let (items, at) = state.map_err(unreadable)?;
+        let sum = move || {
+            let image = Image::new(items);
+            (image.hash_kv(at), image.compacted())
+        };
+        let summed = tokio::task::spawn_blocking(sum).await;
+        let (hash, compacted) = summed.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(pb::HashKvResponse {
+            header: self.header_now(),
+            hash,
+            compact_revision: signed(compacted.0),
+            hash_revision: signed(at.0),
+        })
     }
 
+    /// The state as it is now, as etcd's own file; a slow reader holds nobody up.
     fn snapshot(
         self: Arc<Self>,
     ) -> impl futures_util::Stream<Item = Result<pb::SnapshotResponse, Status>> {
-        futures_util::stream::once(async { Err(Status::unimplemented("not yet")) })
+        let (send, pieces) = mpsc::channel(PIECES_AHEAD);
+        tokio::task::spawn_blocking(move || {
+            let snapshot = self.store.etcd_snapshot();
+            let mut remaining_bytes = snapshot.size();
+            for blob in snapshot {
+                remaining_bytes -= blob.len() as u64;
+                let (header, version) = (self.header_now(), ETCD_VERSION.to_owned());
+                let piece = pb::SnapshotResponse { header, remaining_bytes, blob, version };
+                if send.blocking_send(Ok(piece)).is_err() {
+                    return; // nobody reads on
+                }
+            }
+        });
+        ReceiverStream::new(pieces)
     }
 }

@@ -54,7 +54,8 @@ pub struct RealDisk {
     _lock: File,
 }
 
-const LOCK: &str = "LOCK";
+/// The file that holds the lock; it has no state.
+pub(crate) const LOCK: &str = "LOCK";
 /// Zeros are written in pieces of this size.
 const ZEROS: usize = 1 << 20;
 

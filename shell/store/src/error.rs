@@ -56,6 +56,32 @@ pub enum StoreError {
     Closed,
 }
 
+/// Why a file is no snapshot in etcd's format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackupError {
+    /// It does not end with a sha256.
+    NoSum,
+    /// Its sha256 is another.
+    Sum,
+    /// Its content is damaged, or not etcd's.
+    Content(knarr_etcd_model::ReadError),
+}
+
+/// Why no store could be made of a snapshot.
+#[derive(Debug)]
+pub enum RestoreError {
+    /// There are files already; none was touched.
+    NotEmpty,
+    /// The items are no snapshot.
+    Items(knarr_mvcc::RestoreError),
+    /// The disk failed.
+    Io(io::Error),
+    /// What was written cannot be opened.
+    Open(OpenError),
+    /// What was written says something else.
+    Differs,
+}
+
 /// Why a watch ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchError {
@@ -114,6 +140,32 @@ impl std::error::Error for StoreError {
         }
     }
 }
+
+impl fmt::Display for BackupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSum => f.write_str("it does not end with a sha256: it is cut, or no snapshot"),
+            Self::Sum => f.write_str("its sha256 is wrong: it is damaged"),
+            Self::Content(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for BackupError {}
+
+impl fmt::Display for RestoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotEmpty => f.write_str("there is a store already, or part of one"),
+            Self::Items(error) => error.fmt(f),
+            Self::Io(error) => error.fmt(f),
+            Self::Open(error) => write!(f, "what was written cannot be opened: {error}"),
+            Self::Differs => f.write_str("what was written does not read as it was meant"),
+        }
+    }
+}
+
+impl std::error::Error for RestoreError {}
 
 impl fmt::Display for WatchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -14,10 +14,11 @@
 //! * `record` – file headers and records as bytes; `log` – segments; `checkpoint` – full states;
 //!   `recovery` – what a start makes of them.
 //! * `engine` – the above as one deterministic machine; `store` – its thread and its handle;
-//!   `watch` – cursors.
+//!   `watch` – cursors; `backup` – states in etcd's format out, and into a new directory.
 //!
 //! Invariants: only this crate touches the data directory. Nothing here looks into a value.
 
+mod backup;
 mod checkpoint;
 mod clock;
 mod config;
@@ -32,12 +33,14 @@ mod store;
 mod watch;
 mod writer;
 
+pub use backup::{EtcdSnapshot, HashCheck, read_etcd_snapshot, restore};
 pub use checkpoint::CheckpointJob;
 pub use clock::{Clock, SystemClock};
 pub use config::{Identity, StoreConfig};
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use engine::{Engine, Entry};
-pub use error::{OpenError, StoreError, WatchError};
+pub use error::{BackupError, OpenError, RestoreError, StoreError, WatchError};
+pub use knarr_etcd_model as etcd;
 pub use knarr_mvcc as mvcc;
 pub use store::Store;
 pub use watch::{Bell, Watch};

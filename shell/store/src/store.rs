@@ -9,6 +9,7 @@ use knarr_mvcc::{
 };
 use tokio::sync::{Semaphore, oneshot, watch};
 
+use crate::backup::EtcdSnapshot;
 use crate::clock::Clock;
 use crate::config::{Identity, StoreConfig};
 use crate::disk::Disk;
@@ -145,6 +146,12 @@ impl Store {
     pub fn read<R>(&self, f: impl FnOnce(&Keyspace, Revision) -> R) -> R {
         let keyspace = read_lock(&self.shared.keyspace);
         f(&keyspace, keyspace.revision())
+    }
+
+    /// A snapshot in etcd's format of the state as it is. Takes time for a large state, but holds
+    /// the lock only while handles are collected.
+    pub fn etcd_snapshot(&self) -> EtcdSnapshot {
+        EtcdSnapshot::new(self.read(|keyspace, _| keyspace.snapshot().collect()))
     }
 
     /// The newest revision; every one up to it is durable.

@@ -3,8 +3,10 @@
 //! A kind without a row here is served by the engine alone.
 
 use alloc::borrow::ToOwned;
+use alloc::string::String;
 use alloc::vec::Vec;
 
+use bytes::Bytes;
 use knarr_api::{Cause, Kind, Status};
 use serde_json::{Value, json};
 
@@ -70,6 +72,14 @@ pub(crate) fn allocate(
     match (kind.group.as_str(), kind.plural.as_str()) {
         ("", "services") => service::allocate(world, kind, tree, live),
         _ => Ok(Claims::default()),
+    }
+}
+
+/// Keys that stand for what an object holds and that no controller makes anew.
+pub(crate) fn port_claims(kind: &Kind, tree: &Value) -> Vec<(String, Bytes)> {
+    match (kind.group.as_str(), kind.plural.as_str()) {
+        ("", "services") => service::port_claims(tree),
+        _ => Vec::new(),
     }
 }
 

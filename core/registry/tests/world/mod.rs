@@ -65,7 +65,7 @@ impl Sent {
 }
 
 pub struct Cluster {
-    keyspace: Keyspace,
+    pub keyspace: Keyspace,
     views: Views,
     config: Config,
     now: Timestamp,

@@ -56,6 +56,17 @@ pub(crate) fn release(world: &World<'_>, service: &Value) -> Result<Claims, Stat
     Ok(pool.claims)
 }
 
+/// The keys that stand for the node ports a Service has.
+pub(crate) fn port_claims(service: &Value) -> Vec<(String, Bytes)> {
+    let word = |pointer| text(service, pointer);
+    let owner = ObjectKey::new(word("/metadata/namespace"), word("/metadata/name"));
+    held_ports(service).into_iter().map(|port| port_claim(port, &owner)).collect()
+}
+
+fn port_claim(port: u16, owner: &ObjectKey) -> (String, Bytes) {
+    (format!("{PORTS}{port}"), owner.to_string().into())
+}
+
 fn cluster_ips(service: &Value) -> Vec<String> {
     let mut addresses = strings(service, "/spec/clusterIPs");
     addresses.retain(|address| address != "None");
@@ -304,9 +315,8 @@ impl<'a> Pool<'a> {
             return Err("provided port is already allocated".to_owned());
         }
         held.insert(port);
-        let ObjectKey { namespace, name } = &self.parent;
-        let value = format!("{namespace}/{name}").into();
-        self.claims.take.push(Taken { key: format!("{PORTS}{port}"), value });
+        let (key, value) = port_claim(port, &self.parent);
+        self.claims.take.push(Taken { key, value });
         Ok(())
     }
 

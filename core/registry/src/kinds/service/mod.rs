@@ -15,7 +15,7 @@ mod allocation;
 mod families;
 mod intent;
 
-pub(super) use allocation::{allocate, release};
+pub(super) use allocation::{allocate, port_claims, release};
 
 const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
 const BALANCER_ONLY: &str = "may only be used when `type` is 'LoadBalancer'";
