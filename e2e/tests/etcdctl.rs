@@ -6,6 +6,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use knarr_e2e::{Machine, Outcome, Running, alone};
+use knarr_pki::{Authority, Identity, Usage};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -264,5 +265,70 @@ fn a_mirror_goes_both_ways() {
         must("--endpoints 127.0.0.1:3379 put back/1 z");
         seen.line("the key from there", |line| line == "back/1");
         drop((there, back));
+    });
+}
+
+/// An authority in a folder of the test's, and a certificate of its below that.
+fn certificate(machine: &Machine, authority: &str, name: &str, usage: Usage) -> (String, String) {
+    let dir = machine.path(authority);
+    let identity = Identity {
+        name: name.to_owned(),
+        addresses: vec![[127, 0, 0, 1].into()],
+        ..Identity::default()
+    };
+    Authority::load_or_create(&dir).unwrap().issue_to(&dir, name, &identity, usage).unwrap();
+    let file = |kind: &str| dir.join(format!("{name}.{kind}")).display().to_string();
+    (file("crt"), file("key"))
+}
+
+#[test]
+fn certificates_say_who_asks_and_may_be_replaced() {
+    alone(|machine| {
+        let ca = |name: &str| machine.path(name).join("ca.crt").display().to_string();
+        let (crt, key) = certificate(machine, "first", "server", Usage::Server);
+        let (used_crt, used_key) = (machine.path("tls.crt"), machine.path("tls.key"));
+        let use_files = |crt: &str, key: &str| {
+            fs::copy(crt, &used_crt).unwrap();
+            fs::copy(key, &used_key).unwrap();
+        };
+        use_files(&crt, &key);
+        let url = "https://127.0.0.1:2379";
+        let knarr = machine.start(&format!(
+            "etcd @data --listen-client-urls {url} --cert-file @tls.crt --key-file \
+             @tls.key --client-cert-auth --trusted-ca-file {} --bcrypt-cost 4",
+            ca("first")
+        ));
+        knarr.line("that it serves", |line| line.starts_with("Ready"));
+        let with = |authority: &str, user: &str, line: &str| {
+            let (crt, key) = certificate(machine, "first", user, Usage::Client);
+            let tls =
+                ["--endpoints", url, "--cacert", &ca(authority), "--cert", &crt, "--key", &key];
+            etcdctl(&[&tls[..], &words(line)].concat(), "")
+        };
+        let bare = ["--endpoints", url, "--cacert", &ca("first"), "put", "a", "1"];
+        assert!(!etcdctl(&bare, "").status.success(), "no certificate, no access");
+        with("first", "root", "put a 1").success();
+        for line in [
+            "user add root --no-password",
+            "user grant-role root root",
+            "user add eva --no-password",
+            "role add r",
+            "role grant-permission r read a",
+            "user grant-role eva r",
+            "auth enable",
+        ] {
+            with("first", "root", line).success();
+        }
+        assert_eq!(with("first", "eva", "get a --print-value-only").success(), "1\n");
+        assert!(with("first", "eva", "put a 2").failure().contains("permission denied"));
+        assert!(with("first", "mallory", "get a").failure().contains("permission denied"));
+        with("first", "root", "put a 2").success();
+
+        let (crt, key) = certificate(machine, "second", "server", Usage::Server);
+        fs::write(&used_crt, "half").unwrap();
+        with("first", "root", "get a").success();
+        use_files(&crt, &key);
+        assert!(!with("first", "root", "get a").status.success(), "the old one is gone");
+        assert_eq!(with("second", "eva", "get a --print-value-only").success(), "2\n");
     });
 }

@@ -1,7 +1,8 @@
 //! The whole state as a stream of items, for checkpoints and for members that lag behind.
 //!
-//! The order is: one [`Item::Meta`], leases, settings, the keys as they stood at the history's floor, and
-//! every change since. So the history survives a restart, and each value is written once.
+//! The order is: one [`Item::Meta`], leases, settings, the keys as they stood at the history's
+//! floor, and every change since. So the history survives a restart, and each value is written
+//! once.
 
 use alloc::collections::BTreeSet;
 use core::fmt;

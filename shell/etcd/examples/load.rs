@@ -198,7 +198,8 @@ async fn unary(load: &Arc<Load>) -> Vec<u64> {
     tasks.join_all().await.concat()
 }
 
-/// Watches of single keys, spread over streams; puts to these keys, and the time until each is seen.
+/// Watches of single keys, spread over streams; puts to these keys, and how long each takes to be
+/// seen.
 async fn watch(load: &Arc<Load>) -> Vec<u64> {
     let per_stream = (load.clients / STREAMS).max(1);
     let streams = load.clients.min(STREAMS);

@@ -2,12 +2,12 @@
 //!
 //! * `face` – who asks, may they, and the way to the store; `wire` – requests as transactions;
 //!   `refusal` – refusals as etcd words them.
-//! * `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election` – one service each.
+//! * `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election` – a service each.
 //! * `gateway` – the same services as JSON over HTTP; `pages` – version, health, metrics.
 //! * `serve` – connections; `tls` – certificates that follow their files; `tokens` – who logged in.
 //!
-//! Invariants: no request reaches the store unjudged, and what was judged by users and roles as they
-//! were holds only if they still are so at its place in the log.
+//! Invariants: no request reaches the store unjudged, and what was judged by users and roles as
+//! they were holds only if they still are so at its place in the log.
 
 mod auth;
 mod cluster;

@@ -60,7 +60,8 @@ impl TlsKeeper {
             Ok(stamps) if stamps == current.0 => {}
             Ok(stamps) => match self.files.load() {
                 Ok(config) => {
-                    tracing::info!(file = %self.files.certificate.display(), "certificates taken up");
+                    let file = self.files.certificate.display();
+                    tracing::info!(%file, "certificates taken up");
                     *current = (stamps, config);
                 }
                 Err(error) => tracing::warn!(%error, "the new certificates are not usable"),

@@ -1,4 +1,5 @@
-//! Who logged in: tokens that this process remembers ("simple"), or that speak for themselves (JWT).
+//! Who logged in: tokens that this process remembers ("simple"), or that speak for themselves
+//! (JWT).
 
 use std::collections::HashMap;
 use std::fmt;
