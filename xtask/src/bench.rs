@@ -5,6 +5,7 @@
 
 mod api;
 mod cluster;
+mod etcd;
 mod network;
 mod pull;
 
@@ -32,6 +33,7 @@ const BENCHMARKS: &[Benchmark] = &[
     ("pull", "a 200 MB image from a registry on the loopback, beside containerd", pull::pull),
     ("proxy", "packet rules of 1,000 and 10,000 Services and a change, beside nft -f", proxy),
     ("network", "throughput between Pods: one node, a Service, two nodes", network::network),
+    ("etcd", "etcd's workloads by its API, beside etcd on the same disk", etcd::etcd),
     ("dns", "questions for the addresses of 1,000 Services, beside unbound", dns),
 ];
 
@@ -72,6 +74,9 @@ fn alone(names: &[&str]) -> Outcome<()> {
     }
     if names.is_empty() || names.contains(&"proxy") {
         build_example("knarr-proxy", "load")?;
+    }
+    if names.is_empty() || names.contains(&"etcd") {
+        build_example("knarr-etcd", "workloads")?;
     }
     if names.is_empty() || names.contains(&"dns") {
         build_example("knarr-dns", "questions")?;
@@ -127,7 +132,7 @@ const HEAD: &str = "\
 
 /// A line of the table. A program that tells only some of its figures leaves the others empty.
 struct Row {
-    name: &'static str,
+    name: String,
     unit: &'static str,
     min: Option<f64>,
     median: f64,
@@ -138,10 +143,11 @@ struct Row {
 }
 
 impl Row {
-    fn new(name: &'static str, unit: &'static str, mut samples: Vec<f64>) -> Self {
+    fn new(name: impl Into<String>, unit: &'static str, mut samples: Vec<f64>) -> Self {
         samples.sort_by(f64::total_cmp);
         let at = |percent: usize| samples[(samples.len() - 1) * percent / 100];
         let (min, max) = (Some(at(0)), Some(at(100)));
+        let name = name.into();
         Self { name, unit, min, median: at(50), p90: at(90), max, target: None }
     }
 
@@ -158,9 +164,11 @@ impl Row {
     }
 
     fn line(&self) -> String {
-        let show = |figure: Option<f64>| figure.map(|it| format!("{it:.1}")).unwrap_or_default();
+        let places = if self.unit == "ratio" { 2 } else { 1 };
+        let show =
+            |figure: Option<f64>| figure.map(|it| format!("{it:.places$}")).unwrap_or_default();
         let figures = [self.min, Some(self.median), Some(self.p90), self.max].map(show).join(" | ");
-        let target = self.target.map(|target| format!("{target:.0}")).unwrap_or_default();
+        let target = self.target.map(|target| format!("{target}")).unwrap_or_default();
         format!("| {} | {} | {figures} | {target} | {} |", self.name, self.unit, self.verdict())
     }
 
@@ -278,9 +286,9 @@ fn container(site: &Site) -> Outcome<Vec<Row>> {
     let mut bench = Command::new(root().join("target/release/examples/bench"));
     let output = bench.args([&shim, &program]).arg(CONTAINERS.to_string()).output()?;
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    let row = |name, word: &str| -> Outcome<Row> {
+    let row = |name: &str, word: &str| -> Outcome<Row> {
         let (median, p90) = percentiles(&text, word).ok_or(format!("no figures: {text}"))?;
-        Ok(Row { name, unit: "ms", min: None, median, p90, max: None, target: None })
+        Ok(Row { name: name.into(), unit: "ms", min: None, median, p90, max: None, target: None })
     };
     let ours = row("container's life, knarr", "knarr")?;
     let crun = row("container's life, crun run", "crun")?;
@@ -300,11 +308,11 @@ fn proxy(_: &Site) -> Outcome<Vec<Row>> {
         ("the same 1,000, nft -f", "nft-1000", "ms", None),
         ("the same 10,000, nft -f", "nft-10000", "ms", None),
     ];
-    let row = |(name, word, unit, target)| -> Outcome<Row> {
+    let row = |(name, word, unit, target): (&str, _, _, _)| -> Outcome<Row> {
         let (median, p90) = percentiles(&text, word).ok_or(format!("no figures: {text}"))?;
         let factor = if unit == "µs" { 1e3 } else { 1.0 };
         let (median, p90) = (median * factor, p90 * factor);
-        Ok(Row { name, unit, min: None, median, p90, max: None, target })
+        Ok(Row { name: name.into(), unit, min: None, median, p90, max: None, target })
     };
     rows.into_iter().map(row).collect()
 }
@@ -319,8 +327,8 @@ fn dns(_: &Site) -> Outcome<Vec<Row>> {
         let figure = line.and_then(|line| line.split(" rate ").nth(1));
         Ok(figure.ok_or(format!("no figures: {text}"))?.trim().parse()?)
     };
-    let row = |name, unit, median, p90| Row {
-        name,
+    let row = |name: &str, unit, median, p90| Row {
+        name: name.into(),
         unit,
         min: None,
         median,

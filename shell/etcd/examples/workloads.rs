@@ -1,7 +1,7 @@
 //! A light client with the workloads of etcd's own `benchmark` tool, for any server that speaks
 //! etcd's API: it writes HTTP/2 frames by itself, so that what is measured is the server.
 //!
-//! `load WORKLOAD ADDRESS CLIENTS VALUE_BYTES SECONDS [SERVER_PID]`; WORKLOAD is put, range,
+//! `workloads WORKLOAD ADDRESS CLIENTS VALUE_BYTES SECONDS [SERVER_PID]`; WORKLOAD is put, range,
 //! txn-put, txn-mixed, watch or watch-latency. Prints one line of JSON: operations per second,
 //! latencies in microseconds, and the server's CPU per operation and memory where its process is
 //! named.
