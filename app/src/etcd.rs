@@ -50,6 +50,20 @@ pub(crate) struct EtcdFlags {
     pub(crate) peers: EtcdPeerFlags,
 }
 
+/// The same face beside an API server: nowhere, unless it is asked for.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct EtcdBesideFlags {
+    /// Serve the store as etcd's API too, for etcdctl and backups: https:// (with the certificates
+    /// in DATA_DIR/pki/etcd, and for those who have one of its authority) or unix:// (for this
+    /// user) [default: nowhere].
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    pub(crate) etcd_listen_client_urls: Vec<ClientUrl>,
+    /// Let clients of etcd's API write the API server's own keys. What they write there is not
+    /// checked by anything.
+    #[arg(long, requires = "etcd_listen_client_urls")]
+    pub(crate) unsafe_registry_writes: bool,
+}
+
 /// Certificates of the client port.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct EtcdTlsFlags {
@@ -203,6 +217,41 @@ pub(crate) async fn run(flags: EtcdFlags, drain: Drain) -> Result<(), Fatal> {
     Ok(())
 }
 
+/// Serves the store of an API server, where that is asked for.
+pub(crate) async fn serve_beside(
+    flags: &EtcdBesideFlags,
+    data: &Path,
+    store: &Store,
+    drain: Drain,
+) -> Result<JoinSet<()>, Fatal> {
+    let urls = &flags.etcd_listen_client_urls;
+    if urls.is_empty() {
+        return Ok(JoinSet::new());
+    }
+    if let Some(open) = urls.iter().find(|url| matches!(url, ClientUrl::Tcp { secure: false, .. }))
+    {
+        return Err(Fatal(format!(
+            "--etcd-listen-client-urls {open}: every Secret of the cluster could be read there by \
+             anybody who can connect; use https:// or unix://"
+        )));
+    }
+    let hosts = urls.iter().filter_map(|url| match url {
+        ClientUrl::Tcp { host, .. } => Some(host.as_str()),
+        ClientUrl::Unix(_) => None,
+    });
+    let dir = paths::pki(data).join("etcd");
+    let files =
+        TlsFiles { client_ca: Some(dir.join("ca.crt")), ..certificates(&dir, "server", hosts)? };
+    let config = FaceConfig {
+        name: "knarr".to_owned(),
+        client_urls: urls.iter().map(ClientUrl::to_string).collect(),
+        protected: (!flags.unsafe_registry_writes).then(|| "/registry/".into()),
+        ..FaceConfig::default()
+    };
+    let face = Face::new(store.clone(), config)?;
+    listen_and_serve(face, urls, Some(Arc::new(TlsKeeper::open(files)?)), drain).await
+}
+
 fn urls(flags: &EtcdFlags) -> Vec<String> {
     let told = match flags.advertise_client_urls.is_empty() {
         true => &flags.listen_client_urls,
@@ -311,22 +360,36 @@ impl EtcdTlsFlags {
                 key: key.clone(),
                 client_ca: self.trusted_ca_file.clone(),
             },
-            _ if self.auto_tls => made_certificate(data)?,
+            _ if self.auto_tls => certificates(&data.join("fixtures/client"), "cert", [])?,
             _ => return Ok(None),
         };
         Ok(Some(Arc::new(TlsKeeper::open(files)?)))
     }
 }
 
-/// A certificate for this machine's own names, made once.
-fn made_certificate(data: &Path) -> Result<TlsFiles, Fatal> {
-    let dir = data.join("fixtures/client");
-    let authority = Authority::load_or_create(&dir)?;
-    let addresses = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from(std::net::Ipv6Addr::LOCALHOST)];
-    let dns = vec!["localhost".to_owned()];
-    let identity = Identity { name: "etcd".to_owned(), dns, addresses, ..Identity::default() };
-    authority.issue_to(&dir, "cert", &identity, Usage::Server)?;
-    Ok(TlsFiles { certificate: dir.join("cert.crt"), key: dir.join("cert.key"), client_ca: None })
+/// An authority in a folder, a server's certificate for this machine's own names and those of
+/// `hosts`, and one for a client, all made where they are missing.
+fn certificates<'a>(
+    dir: &Path,
+    name: &str,
+    hosts: impl IntoIterator<Item = &'a str>,
+) -> Result<TlsFiles, Fatal> {
+    let authority = Authority::load_or_create(dir)?;
+    let mut addresses =
+        vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from(std::net::Ipv6Addr::LOCALHOST)];
+    let mut dns = vec!["localhost".to_owned()];
+    for host in hosts {
+        match host.parse() {
+            Ok(address) => addresses.push(address),
+            Err(_) => dns.push(host.to_owned()),
+        }
+    }
+    let server = Identity { name: "etcd".to_owned(), dns, addresses, ..Identity::default() };
+    authority.issue_to(dir, name, &server, Usage::Server)?;
+    let client = Identity { name: "root".to_owned(), ..Identity::default() };
+    authority.issue_to(dir, "client", &client, Usage::Client)?;
+    let file = |kind: &str| dir.join(format!("{name}.{kind}"));
+    Ok(TlsFiles { certificate: file("crt"), key: file("key"), client_ca: None })
 }
 
 impl EtcdLimits {

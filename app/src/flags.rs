@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use knarr_api::ip::Cidr;
 
 use crate::dns::{DnsFlags, DnsRoleFlags};
-use crate::etcd::EtcdFlags;
+use crate::etcd::{EtcdBesideFlags, EtcdFlags};
 
 /// Kubernetes v1.36 in one binary.
 #[derive(Debug, Parser)]
@@ -111,6 +111,8 @@ pub(crate) struct ServerFlags {
         long, default_value = "30000-32767", value_name = "FIRST-LAST", value_parser = port_range
     )]
     pub(crate) service_node_port_range: RangeInclusive<u16>,
+    #[command(flatten)]
+    pub(crate) etcd: EtcdBesideFlags,
     #[command(flatten)]
     pub(crate) controllers: ControllerFlags,
 }

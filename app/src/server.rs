@@ -21,7 +21,7 @@ use crate::flags::{ControllerFlags, ServerFlags};
 use crate::process::{Drain, Fatal};
 use crate::ranges::Ranges;
 use crate::token::JoinToken;
-use crate::{cluster, lifecycle, paths, rings};
+use crate::{cluster, etcd, lifecycle, paths, rings};
 
 /// What `/version` calls us.
 pub(crate) const VERSION: &str = concat!("v1.36.2+knarr", env!("CARGO_PKG_VERSION"));
@@ -82,6 +82,9 @@ impl ControlPlane {
                 knarr_apiserver::serve(server.clone(), listener, tls.clone(), drain.clone());
             tasks.spawn(serve);
         }
+        let face = etcd::serve_beside(&flags.etcd, &flags.data_dir, server.store(), drain.clone());
+        let mut faces = face.await?;
+        tasks.spawn(async move { while faces.join_next().await.is_some() {} });
         server.bootstrap().await?;
         let facts = Facts {
             cluster_cidrs: ranges.pods.clone(),

@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 const URL: &str = "http://127.0.0.1:2379";
+const URL_TLS: &str = "https://127.0.0.1:2379";
 
 /// One of the two that have to be the same.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -292,7 +293,7 @@ fn certificates_say_who_asks_and_may_be_replaced() {
             fs::copy(key, &used_key).unwrap();
         };
         use_files(&crt, &key);
-        let url = "https://127.0.0.1:2379";
+        let url = URL_TLS;
         let knarr = machine.start(&format!(
             "etcd @data --listen-client-urls {url} --cert-file @tls.crt --key-file \
              @tls.key --client-cert-auth --trusted-ca-file {} --bcrypt-cost 4",
@@ -330,5 +331,49 @@ fn certificates_say_who_asks_and_may_be_replaced() {
         use_files(&crt, &key);
         assert!(!with("first", "root", "get a").status.success(), "the old one is gone");
         assert_eq!(with("second", "eva", "get a --print-value-only").success(), "2\n");
+    });
+}
+
+#[test]
+fn a_clusters_store_is_read_and_saved_but_not_written() {
+    alone(|machine| {
+        let refused = machine.knarr(
+            "server @data @kubeconfig --bind-address 127.0.0.1 --etcd-listen-client-urls \
+             http://127.0.0.1:2379",
+        );
+        assert!(refused.failure().contains("every Secret"));
+        let server = machine.start(
+            "server @data @kubeconfig --bind-address 127.0.0.1 --etcd-listen-client-urls \
+             https://127.0.0.1:2379,unix://@etcd.sock",
+        );
+        server.line("Ready", |line| line.starts_with("Ready"));
+        let file = |name: &str| machine.path("data/pki/etcd").join(name).display().to_string();
+        let ask = |line: &str| {
+            let (ca, crt, key) = (file("ca.crt"), file("client.crt"), file("client.key"));
+            let at = ["--endpoints", URL_TLS, "--cacert", &ca, "--cert", &crt, "--key", &key];
+            etcdctl(&[&at[..], &words(line)].concat(), "")
+        };
+        let namespaces = ask("get /registry/namespaces/ --prefix --keys-only").success();
+        assert!(namespaces.contains("/registry/namespaces/kube-system"), "{namespaces}");
+        for line in [
+            "put /registry/configmaps/default/a x",
+            "del /registry/ --prefix",
+            "del + --from-key",
+        ] {
+            assert!(ask(line).failure().contains("--unsafe-registry-writes"), "{line}");
+        }
+        ask("put elsewhere x").success();
+        let saved = machine.path("saved.db").display().to_string();
+        ask(&format!("snapshot save {saved}")).success();
+        assert!(ask(&format!("snapshot status {saved}")).status.success());
+        // The certificates of the cluster's own authority are not enough here.
+        let cluster = machine.path("data/pki");
+        let (crt, key) = (cluster.join("admin.crt"), cluster.join("admin.key"));
+        let (crt, key) = (crt.display().to_string(), key.display().to_string());
+        let ca = file("ca.crt");
+        let at = ["--endpoints", URL_TLS, "--cacert", &ca, "--cert", &crt, "--key", &key];
+        assert!(!etcdctl(&[&at[..], &["get", "a"]].concat(), "").status.success());
+        let mode = fs::metadata(machine.path("etcd.sock")).unwrap();
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777, 0o600);
     });
 }
