@@ -355,11 +355,9 @@ fn a_clusters_store_is_read_and_saved_but_not_written() {
         };
         let namespaces = ask("get /registry/namespaces/ --prefix --keys-only").success();
         assert!(namespaces.contains("/registry/namespaces/kube-system"), "{namespaces}");
-        for line in [
-            "put /registry/configmaps/default/a x",
-            "del /registry/ --prefix",
-            "del + --from-key",
-        ] {
+        for line in
+            ["put /registry/configmaps/default/a x", "del /registry/ --prefix", "del + --from-key"]
+        {
             assert!(ask(line).failure().contains("--unsafe-registry-writes"), "{line}");
         }
         ask("put elsewhere x").success();

@@ -82,7 +82,7 @@ impl Face {
         let auth = store.read(|keyspace, _| Auth::read(keyspace.settings()));
         Ok(Arc::new(Self {
             tokens: Tokens::new(&config.tokens)?,
-            metrics: Metrics::new(),
+            metrics: Metrics::default(),
             auth: ArcSwap::from_pointee(auth),
             store,
             config,
@@ -91,10 +91,9 @@ impl Face {
 
     /// Users and roles as they are now.
     pub(crate) fn auth(&self) -> Arc<Auth> {
-        let known = self.auth.load();
-        let now = self.store.read(|keyspace, _| keyspace.settings().version());
-        if known.settings() == now {
-            return known.clone();
+        let known = self.auth.load_full();
+        if known.settings() == self.store.settings_version() {
+            return known;
         }
         let fresh = Arc::new(self.store.read(|keyspace, _| Auth::read(keyspace.settings())));
         self.auth.store(fresh.clone());

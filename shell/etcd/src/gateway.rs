@@ -79,9 +79,22 @@ const PATHS: &[(&str, &str)] = &[
     ("election/resign", "v3electionpb.Election/Resign"),
 ];
 
-/// The methods by path.
+/// The definitions.
+static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
+    DescriptorPool::decode(knarr_etcdpb::DESCRIPTION).expect("made when building")
+});
+
+/// The paths of all methods, as gRPC has them: `/package.Service/Method`.
+pub(crate) fn methods() -> impl Iterator<Item = String> {
+    POOL.services().flat_map(|service| {
+        let path = |method: MethodDescriptor| format!("/{}/{}", service.full_name(), method.name());
+        service.methods().map(path).collect::<Vec<_>>()
+    })
+}
+
+/// The methods by their paths here.
 static METHODS: LazyLock<HashMap<&'static str, MethodDescriptor>> = LazyLock::new(|| {
-    let pool = DescriptorPool::decode(knarr_etcdpb::DESCRIPTION).expect("made when building");
+    let pool = &*POOL;
     let find = |name: &str| {
         let (service, method) = name.split_once('/')?;
         pool.get_service_by_name(service)?.methods().find(|known| known.name() == method)

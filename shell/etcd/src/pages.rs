@@ -1,60 +1,80 @@
 //! What a person or a probe reads: version, health, metrics, under etcd's paths and names.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::registry::Registry;
 use tonic::Code;
 
 use crate::face::Face;
+use crate::gateway::methods;
 
 /// The version of etcd's API that is spoken here; clients decide by it what they may ask.
 pub(crate) const ETCD_VERSION: &str = "3.6.6";
 
-/// A call, as grpc's own metrics name it.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct Call {
-    grpc_service: String,
-    grpc_method: String,
-}
+/// Codes of gRPC: 0 to 16.
+const CODES: usize = 17;
 
-/// A call and how it ended.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct Handled {
-    grpc_service: String,
-    grpc_method: String,
-    grpc_code: String,
-}
-
-/// Counters of one face.
+/// Counters of one face, by the path of a method.
 #[derive(Debug)]
-pub(crate) struct Metrics {
-    registry: Registry,
-    started: Family<Call, Counter>,
-    handled: Family<Handled, Counter>,
+pub(crate) struct Metrics(BTreeMap<String, Calls>);
+
+/// How often a method was called, and how its calls ended.
+#[derive(Debug, Default)]
+pub(crate) struct Calls {
+    started: AtomicU64,
+    handled: [AtomicU64; CODES],
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self(methods().map(|path| (path, Calls::default())).collect())
+    }
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
-        let mut registry = Registry::default();
-        let (started, handled) = (Family::default(), Family::default());
-        registry.register("grpc_server_started", "Calls begun.", started.clone());
-        registry.register("grpc_server_handled", "Calls ended, by code.", handled.clone());
-        Self { registry, started, handled }
+    /// The counters of a method; there are none for what does not exist.
+    pub(crate) fn calls(&self, path: &str) -> Option<&Calls> {
+        self.0.get(path)
     }
 
-    pub(crate) fn begun(&self, grpc_service: &str, grpc_method: &str) {
-        let (grpc_service, grpc_method) = (grpc_service.to_owned(), grpc_method.to_owned());
-        self.started.get_or_create(&Call { grpc_service, grpc_method }).inc();
+    fn write(&self, out: &mut String) {
+        let row = |out: &mut String, name: &str, path: &str, code: &str, count: &AtomicU64| {
+            let (service, method) = path.trim_matches('/').split_once('/').unwrap_or_default();
+            let count = count.load(Ordering::Relaxed);
+            if count > 0 {
+                writeln!(
+                    out,
+                    "{name}{{grpc_service=\"{service}\",grpc_method=\"{method}\"{code}}} {count}"
+                )
+                .expect("writing to a string");
+            }
+        };
+        out.push_str("# HELP grpc_server_started_total Calls begun.\n");
+        out.push_str("# TYPE grpc_server_started_total counter\n");
+        for (path, calls) in &self.0 {
+            row(out, "grpc_server_started_total", path, "", &calls.started);
+        }
+        out.push_str("# HELP grpc_server_handled_total Calls ended, by code.\n");
+        out.push_str("# TYPE grpc_server_handled_total counter\n");
+        for (path, calls) in &self.0 {
+            for (code, count) in (0..).zip(&calls.handled) {
+                let code = format!("{:?}", Code::from_i32(code)).replace("Ok", "OK");
+                let code = format!(",grpc_code=\"{code}\"");
+                row(out, "grpc_server_handled_total", path, &code, count);
+            }
+        }
+    }
+}
+
+impl Calls {
+    pub(crate) fn begun(&self) {
+        self.started.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn ended(&self, grpc_service: &str, grpc_method: &str, code: Code) {
-        let (grpc_service, grpc_method) = (grpc_service.to_owned(), grpc_method.to_owned());
-        let grpc_code = format!("{code:?}").replace("Ok", "OK");
-        self.handled.get_or_create(&Handled { grpc_service, grpc_method, grpc_code }).inc();
+    pub(crate) fn ended(&self, code: Code) {
+        let at = usize::try_from(code as i32).unwrap_or(0);
+        self.handled[at.min(CODES - 1)].fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -82,14 +102,12 @@ impl Face {
 
     fn metrics_text(&self) -> String {
         let mut text = String::new();
-        encode(&mut text, &self.metrics.registry).expect("writing to a string");
         // What the store knows is read when asked, and has no second place.
-        let mut own = String::new();
         for (name, kind, help, value) in self.gauges() {
-            writeln!(own, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}")
+            writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}")
                 .expect("writing to a string");
         }
-        text.insert_str(0, &own);
+        self.metrics.write(&mut text);
         text
     }
 

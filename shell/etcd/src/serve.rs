@@ -205,9 +205,12 @@ impl Services {
     /// Calls a method by its path, `/package.Service/Method`.
     pub(crate) async fn call(&self, request: Request<Body>) -> Response<Body> {
         use tower_service::Service as _;
-        let path = request.uri().path().to_owned();
-        let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
-        self.face.metrics.begun(service, method);
+        let path = request.uri().path();
+        let calls = self.face.metrics.calls(path);
+        if let Some(calls) = calls {
+            calls.begun();
+        }
+        let service = path.trim_start_matches('/').split('/').next().unwrap_or_default();
         let response = match service {
             "etcdserverpb.KV" => self.kv.clone().call(request).await,
             "etcdserverpb.Watch" => self.watch.clone().call(request).await,
@@ -226,7 +229,9 @@ impl Services {
         // A call that failed says so in its head; one that did not has sent it and is under way.
         let code = response.headers().get("grpc-status");
         let code = code.map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
-        self.face.metrics.ended(service, method, code);
+        if let Some(calls) = calls {
+            calls.ended(code);
+        }
         response
     }
 }

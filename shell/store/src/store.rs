@@ -196,6 +196,12 @@ impl Store {
         Watch::new(self.clone(), range, after, bell.clone(), token)
     }
 
+    /// The version of the settings: all that were changed by an answered command have come to pass.
+    /// Costs no lock.
+    pub fn settings_version(&self) -> u64 {
+        self.shared.hub.settings()
+    }
+
     pub(crate) fn hub(&self) -> &Hub {
         &self.shared.hub
     }

@@ -62,6 +62,8 @@ pub(crate) struct Hub {
     watched: Mutex<Watched>,
     /// Everything up to this revision has rung.
     published: AtomicU64,
+    /// The version of the settings that was published.
+    settings: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -135,7 +137,12 @@ impl Hub {
             // Forgotten already: whoever watches has to find out for themselves.
             Err(_) => watched.all().for_each(|listener| listener.ring(after.next())),
         }
+        self.settings.store(keyspace.settings().version(), Ordering::Release);
         self.published.store(keyspace.revision().0, Ordering::Release);
+    }
+
+    pub(crate) fn settings(&self) -> u64 {
+        self.settings.load(Ordering::Acquire)
     }
 
     fn published(&self) -> Revision {
