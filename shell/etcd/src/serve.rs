@@ -198,7 +198,8 @@ impl Services {
         let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
         match self.face.page(path, query) {
             Some(page) => gateway::page(page),
-            None => gateway::answer(self, request).await,
+            // Boxed: it is large, and every call would carry the room for it.
+            None => Box::pin(gateway::answer(self, request)).await,
         }
     }
 
