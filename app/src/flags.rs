@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use knarr_api::ip::Cidr;
 
+use crate::backend::BackendFlags;
 use crate::dns::{DnsFlags, DnsRoleFlags};
 use crate::etcd::{EtcdBesideFlags, EtcdFlags};
 
@@ -111,6 +112,8 @@ pub(crate) struct ServerFlags {
         long, default_value = "30000-32767", value_name = "FIRST-LAST", value_parser = port_range
     )]
     pub(crate) service_node_port_range: RangeInclusive<u16>,
+    #[command(flatten)]
+    pub(crate) backend: BackendFlags,
     #[command(flatten)]
     pub(crate) etcd: EtcdBesideFlags,
     #[command(flatten)]

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod agent;
+mod backend;
 mod check;
 mod cluster;
 mod dns;

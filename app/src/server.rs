@@ -10,7 +10,6 @@ use knarr_client::Client;
 use knarr_driver::Lease;
 use knarr_pki::{Authority, Clients, Identity, Kubeconfig, Signed, Usage};
 use knarr_registry::{Config, User};
-use knarr_store::{OpenError, RealDisk, Store, StoreConfig, SystemClock};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -21,7 +20,7 @@ use crate::flags::{ControllerFlags, ServerFlags};
 use crate::process::{Drain, Fatal};
 use crate::ranges::Ranges;
 use crate::token::JoinToken;
-use crate::{cluster, etcd, lifecycle, paths, rings};
+use crate::{backend, cluster, etcd, lifecycle, paths, rings};
 
 /// What `/version` calls us.
 pub(crate) const VERSION: &str = concat!("v1.36.2+knarr", env!("CARGO_PKG_VERSION"));
@@ -57,7 +56,7 @@ impl ControlPlane {
         let advertise = flags.advertise_address.unwrap_or_else(|| own_address(flags.bind_address));
         let url = format!("https://{}", SocketAddr::new(advertise, port));
         let ranges = Ranges::check(flags, advertise)?;
-        let store = open_store(&flags.data_dir)?;
+        let store = backend::open(&flags.data_dir, &flags.backend).await?;
         lifecycle::write_pid(&flags.data_dir)?;
         let dir = paths::pki(&flags.data_dir);
         let authority = Arc::new(Authority::load_or_create(&dir)?);
@@ -105,9 +104,11 @@ impl ControlPlane {
     }
 
     /// Starts controllers and scheduler in this process. The lease's holder is this data
-    /// directory, so that the next start need not wait for the last one's lease to end.
+    /// directory, so that the next start need not wait for the last one's lease to end; with an
+    /// etcd that others use too it is this process.
     pub(crate) fn start_rings(&mut self, flags: &ControllerFlags, drain: &Drain) {
-        let holder = format!("knarr_{:016x}", self.server.store().identity().cluster);
+        let identity = self.server.store().identity();
+        let holder = format!("knarr_{:016x}_{:x}", identity.cluster, identity.member);
         let config = rings::config(&self.authority, &self.cluster_cidrs, flags);
         let (server, authority) = (self.server.clone(), self.authority.clone());
         let client = Client::in_process(server.clone(), rings::user(rings::MANAGER));
@@ -179,29 +180,6 @@ fn port_taken(address: SocketAddr, error: &std::io::Error) -> Fatal {
         ),
         _ => format!("cannot listen on {address}: {error}"),
     })
-}
-
-fn open_store(data: &Path) -> Result<Store, Fatal> {
-    let refused = |error: OpenError| match error {
-        OpenError::Locked { pid, .. } => Fatal(format!(
-            "another knarr{} is running on {}: stop it, or use another --data-dir",
-            pid.map_or(String::new(), |pid| format!(" (process {pid})")),
-            data.display()
-        )),
-        error => Fatal(format!("cannot use --data-dir {}: {error}", data.display())),
-    };
-    let config = store_config()?;
-    let disk = RealDisk::open(paths::store(data)).map_err(refused)?;
-    let clock = Arc::new(SystemClock::default());
-    Store::open(Arc::new(disk), clock, config).map_err(refused)
-}
-
-/// A new store gets an identity of its own; an existing one keeps what it has.
-pub(crate) fn store_config() -> Result<StoreConfig, Fatal> {
-    let mut cluster = [0; 8];
-    getrandom::fill(&mut cluster).map_err(|error| Fatal(format!("no randomness: {error}")))?;
-    let identity = knarr_store::Identity { cluster: u64::from_le_bytes(cluster), member: 1 };
-    Ok(StoreConfig { identity, ..StoreConfig::default() })
 }
 
 /// The address that leads to this machine: the bound one, or that of the default route.

@@ -15,7 +15,7 @@ use knarr_store::{HashCheck, RealDisk, RestoreError, read_etcd_snapshot, restore
 
 use crate::flags::{ImportFlags, NewStoreFlags, StoreCommand, StoreFlags};
 use crate::process::Fatal;
-use crate::{paths, server};
+use crate::{backend, paths};
 
 /// How often a long run says where it is.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -120,7 +120,7 @@ fn write(items: Vec<Item>, target: &NewStoreFlags) -> Result<Keyspace, Fatal> {
     let dir = paths::store(&target.data_dir);
     let cannot = |error: &dyn Display| Fatal(format!("cannot use {}: {error}", dir.display()));
     let disk = RealDisk::open(&dir).map_err(|error| cannot(&error))?;
-    restore(Arc::new(disk), &server::store_config()?, items).map_err(|error| match error {
+    restore(Arc::new(disk), &backend::new_store()?, items).map_err(|error| match error {
         RestoreError::NotEmpty => cannot(&format!("{error}: choose another --data-dir")),
         error => cannot(&format!("{error}. What is there now is no store: remove it")),
     })

@@ -6,12 +6,14 @@
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
 mod alone;
+mod etcd;
 mod kubectl;
 mod machine;
 mod process;
 mod snapshot;
 
 pub use alone::alone;
+pub use etcd::Etcd;
 pub use kubectl::Follow;
 pub use machine::{Machine, UP};
 pub use process::{Outcome, Running};

@@ -237,22 +237,24 @@ impl Keyspace {
     ) -> Option<KeyValue> {
         let version = |new: Option<KeyValue>| new.map_or(Version::Gone(revision), Version::Live);
         // The key is looked up once: in a large keyspace that is what a write costs.
-        let (key, new, old) = match self.keys.entry(key) {
+        let (key, new, old, before) = match self.keys.entry(key) {
             Entry::Occupied(mut entry) => {
                 let old = entry.get().newest.live().cloned();
+                // Watchers see a revision whole: what was before it, not what was within it.
+                let before = entry.get().at(revision.previous()).cloned();
                 let new = make(old.as_ref());
                 let version = version(new.clone());
                 self.live_bytes += version.weight();
                 self.live_bytes -= entry.get().newest.weight();
                 entry.get_mut().push(version);
-                (entry.key().clone(), new, old)
+                (entry.key().clone(), new, old, before)
             }
             Entry::Vacant(entry) => {
                 let (key, new) = (entry.key().clone(), make(None));
                 let version = version(new.clone());
                 self.live_bytes += version.weight();
                 entry.insert(Chain { newest: version, past: Vec::new() });
-                (key, new, None)
+                (key, new, None, None)
             }
         };
         if let Some(kv) = &old {
@@ -261,7 +263,7 @@ impl Keyspace {
         if let Some(kv) = &new {
             self.leases.attach(kv.lease, &key);
         }
-        self.history.push(Event { revision, key, new, old: old.clone() });
+        self.history.push(Event { revision, key, new, old: before });
         old
     }
 

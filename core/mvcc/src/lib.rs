@@ -8,8 +8,9 @@
 //! * `model` – the words; `command` – what the log holds and what it answers; `codec` – its bytes.
 //! * `check` – what is refused whatever the state; `txn` – how a transaction runs.
 //! * `keyspace` – the versions of every key; `history` – the recent past a watcher reads.
-//! * `lease` – keys that end together; `settings` – facts beside the keys; `snapshot` – the whole
-//!   state as a stream of items; `query` – how reads are answered.
+//! * `mirror` – following another store; `lease` – keys that end together; `settings` – facts
+//!   beside the keys; `snapshot` – the whole state as a stream of items; `query` – how reads are
+//!   answered.
 #![no_std]
 
 extern crate alloc;
@@ -20,6 +21,7 @@ mod command;
 mod history;
 mod keyspace;
 mod lease;
+mod mirror;
 mod model;
 mod query;
 mod settings;

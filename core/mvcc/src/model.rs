@@ -242,7 +242,7 @@ pub struct Event {
     pub key: Bytes,
     /// The new version; `None` when the key was deleted.
     pub new: Option<KeyValue>,
-    /// The version before, when there was one (and it is still known).
+    /// The version before the revision, when there was one (and it is still known).
     pub old: Option<KeyValue>,
 }
 

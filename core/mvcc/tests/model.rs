@@ -150,10 +150,12 @@ impl Run {
     }
 
     fn change(&mut self, key: &Bytes, new: Option<KeyValue>) {
-        let old = match &new {
+        match &new {
             Some(kv) => self.now.insert(key.clone(), kv.clone()),
             None => self.now.remove(key),
         };
+        // A revision is one step: what was before it, not what was within it.
+        let old = self.before.get(key).cloned();
         self.events.push(Event { revision: self.next, key: key.clone(), new, old });
     }
 }

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 
 use bytes::Bytes;
 use knarr_api::{Catalog, Kind, ObjectKey};
+use knarr_mvcc::Revision;
 
 use crate::auth::Credential;
 
@@ -55,6 +56,18 @@ impl Request {
             body: Bytes::new(),
             credential,
         }
+    }
+
+    /// Whether the state as of `have` will do, though others may have been told of a newer one: a
+    /// read that names an older revision asks for no more, and the pages about the process show no
+    /// objects. Everything else, and be it for its authorisation, must see all that came before it.
+    pub fn content_with(&self, have: Revision) -> bool {
+        if !self.path.starts_with("/api") {
+            return self.path != "/readyz";
+        }
+        let reads = matches!(self.method, Method::Get | Method::Head);
+        let wanted = || Query::parse(&self.query).get("resourceVersion").parse();
+        reads && wanted().is_ok_and(|wanted| Revision(wanted) <= have)
     }
 }
 

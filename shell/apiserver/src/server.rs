@@ -207,6 +207,11 @@ impl Server {
 
     /// Carries a request through the pipeline.
     pub async fn call(self: &Arc<Self>, request: Request) -> Response {
+        if !request.content_with(self.store.durable())
+            && let Err(error) = self.store.fresh().await
+        {
+            return refused(&error);
+        }
         let mut call = Call::new(request);
         let mut answer = Answer::Start;
         loop {
@@ -304,9 +309,11 @@ pub(crate) fn now() -> Timestamp {
 }
 
 fn refused(error: &StoreError) -> Response {
-    warn!(%error, "the store refused a transaction");
+    warn!(%error, "the store refused a request");
     let status = match error {
         StoreError::Refused(refusal) => Status::internal(refusal),
+        StoreError::Etcd(why) => Status::internal(why),
+        StoreError::Unknown(_) => Status::new(Reason::ServerTimeout, error.to_string()),
         other => Status::new(Reason::ServiceUnavailable, other.to_string()),
     };
     status.into()

@@ -10,15 +10,16 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::face::Face;
+use crate::refusal::failed;
 use crate::wire::signed;
 
 /// The shortest life of a lease, in seconds: less than an election takes makes no sense.
 const MIN_TTL: i64 = 2;
 
 impl Face {
-    fn kept_alive(&self, id: i64) -> pb::LeaseKeepAliveResponse {
-        let ttl = self.store.lease_keep_alive(LeaseId(id)).unwrap_or(0);
-        pb::LeaseKeepAliveResponse { header: self.header_now(), id, ttl }
+    async fn kept_alive(&self, id: i64) -> Result<pb::LeaseKeepAliveResponse, Status> {
+        let ttl = self.store.lease_keep_alive(LeaseId(id)).await.map_err(failed)?.unwrap_or(0);
+        Ok(pb::LeaseKeepAliveResponse { header: self.header_now(), id, ttl })
     }
 }
 
@@ -75,9 +76,10 @@ impl Lease for Leases {
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let face = self.0.clone();
         let alive = move |asked: Result<pb::LeaseKeepAliveRequest, Status>| {
-            asked.map(|request| face.kept_alive(request.id))
+            let face = face.clone();
+            async move { face.kept_alive(asked?.id).await }
         };
-        Ok(Response::new(request.into_inner().map(alive).boxed()))
+        Ok(Response::new(request.into_inner().then(alive).boxed()))
     }
 
     async fn lease_time_to_live(

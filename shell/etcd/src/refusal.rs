@@ -61,6 +61,10 @@ pub(crate) fn failed(error: StoreError) -> Status {
         StoreError::Full => Status::resource_exhausted("etcdserver: no space left on the disk"),
         StoreError::Failed(why) => Status::data_loss(format!("etcdserver: the disk failed: {why}")),
         StoreError::Closed => Status::unavailable("etcdserver: server stopped"),
+        // This face has a log of its own behind it.
+        StoreError::Etcd(why) | StoreError::Unreachable(why) | StoreError::Unknown(why) => {
+            Status::unavailable(format!("etcdserver: {why}"))
+        }
     }
 }
 

@@ -54,6 +54,12 @@ pub enum StoreError {
     Failed(Arc<str>),
     /// The store is closed; nothing was written.
     Closed,
+    /// An etcd refused it, in its words; nothing was written.
+    Etcd(Arc<str>),
+    /// No etcd answers; nothing was written.
+    Unreachable(Arc<str>),
+    /// The connection to etcd broke on the way: it may have happened, or may yet.
+    Unknown(Arc<str>),
 }
 
 /// Why a file is no snapshot in etcd's format.
@@ -128,6 +134,9 @@ impl fmt::Display for StoreError {
             Self::Full => f.write_str("no space left on the store's disk"),
             Self::Failed(why) => write!(f, "the store stopped after a disk failure: {why}"),
             Self::Closed => f.write_str("the store is closed"),
+            Self::Etcd(why) => write!(f, "etcd: {why}"),
+            Self::Unreachable(why) => write!(f, "etcd cannot be reached: {why}"),
+            Self::Unknown(why) => write!(f, "nobody knows whether it was written: {why}"),
         }
     }
 }

@@ -16,6 +16,8 @@
 //! * `engine` – the above as one deterministic machine; `store` – its thread and its handle;
 //!   `watch` – cursors; `backup` – states in etcd's format out, and into a new directory.
 //!
+//! * `external` – the other backend: an etcd, and a mirror of it behind the same handle.
+//!
 //! Invariants: only this crate touches the data directory. Nothing here looks into a value.
 
 mod backup;
@@ -25,6 +27,7 @@ mod config;
 mod disk;
 mod engine;
 mod error;
+pub mod external;
 mod log;
 mod record;
 mod recovery;

@@ -10,11 +10,12 @@ use knarr_mvcc::{
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::backup::EtcdSnapshot;
-use crate::clock::Clock;
+use crate::clock::{Clock, SystemClock};
 use crate::config::{Identity, StoreConfig};
 use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::error::{OpenError, StoreError, WatchError};
+use crate::external::{External, ExternalConfig};
 use crate::watch::{Bell, Hub, Watch};
 use crate::writer::{Job, Message, Writer};
 
@@ -24,7 +25,7 @@ pub struct Store {
     shared: Arc<Shared>,
 }
 
-/// What handles and writer share.
+/// What handles share.
 #[derive(Debug)]
 struct Shared {
     keyspace: Arc<RwLock<Keyspace>>,
@@ -34,6 +35,19 @@ struct Shared {
     clock: Arc<dyn Clock>,
     config: StoreConfig,
     identity: Identity,
+    backend: Backend,
+}
+
+/// Where writes go.
+#[derive(Debug)]
+enum Backend {
+    Log(Log),
+    External(External),
+}
+
+/// The way to the log's writer.
+#[derive(Debug)]
+struct Log {
     /// One permit per KiB of queued commands.
     room: Arc<Semaphore>,
     queue: mpsc::Sender<Message>,
@@ -75,16 +89,47 @@ impl Store {
         .spawn();
         let room = Arc::new(Semaphore::new(kib(config.queue_bytes) as usize));
         let writer = Mutex::new(Some(thread));
-        let shared =
-            Shared { keyspace, durable, hub, term, clock, config, identity, room, queue, writer };
+        let backend = Backend::Log(Log { room, queue, writer });
+        let shared = Shared { keyspace, durable, hub, term, clock, config, identity, backend };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Mirrors an etcd, which is where writes go from then on. Of `config` only what concerns
+    /// memory counts, and the member.
+    ///
+    /// # Errors
+    /// [`StoreError`] when etcd cannot be loaded.
+    pub async fn connect(
+        external: ExternalConfig,
+        config: StoreConfig,
+    ) -> Result<Self, StoreError> {
+        let (backend, mirror) = External::connect(external, config.history_bytes).await?;
+        let (keyspace, durable, hub) = (mirror.keyspace, mirror.durable, mirror.hub);
+        let identity = Identity { cluster: mirror.cluster, ..config.identity };
+        let (term, clock) = (mirror.term, Arc::new(SystemClock::default()));
+        let backend = Backend::External(backend);
+        let shared = Shared { keyspace, durable, hub, term, clock, config, identity, backend };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Waits until reads here show everything that anybody was answered before this call. Alone on
+    /// a log they always do.
+    ///
+    /// # Errors
+    /// [`StoreError`] when etcd does not answer.
+    pub async fn fresh(&self) -> Result<(), StoreError> {
+        match &self.shared.backend {
+            Backend::Log(_) => Ok(()),
+            Backend::External(external) => external.fresh().await,
+        }
     }
 
     /// Runs a transaction; resolves once it is durable and readers see it. When the call is dropped
     /// after it was queued, the transaction still happens.
     ///
     /// # Errors
-    /// [`StoreError`]; after `Failed` the outcome is unknown, after all others nothing happened.
+    /// [`StoreError`]; after `Failed` and `Unknown` nobody knows the outcome, after all others
+    /// nothing happened.
     pub async fn txn(&self, txn: Txn) -> Result<TxnResponse, StoreError> {
         match self.command(Command::Txn(txn)).await? {
             Answer::Txn(response) => Ok(response),
@@ -128,9 +173,17 @@ impl Store {
     }
 
     /// Renews a lease; its time to live in seconds, or `None` when it is gone. Stays off the log.
-    pub fn lease_keep_alive(&self, id: LeaseId) -> Option<i64> {
-        let now = self.shared.clock.now();
-        write_lock(&self.shared.keyspace).keep_alive(id, now)
+    ///
+    /// # Errors
+    /// [`StoreError`] when an etcd does not answer.
+    pub async fn lease_keep_alive(&self, id: LeaseId) -> Result<Option<i64>, StoreError> {
+        match &self.shared.backend {
+            Backend::Log(_) => {
+                let now = self.shared.clock.now();
+                Ok(write_lock(&self.shared.keyspace).keep_alive(id, now))
+            }
+            Backend::External(external) => external.lease_keep_alive(id).await,
+        }
     }
 
     /// How long a lease lives on, in milliseconds, and what it was granted, in seconds.
@@ -221,22 +274,18 @@ impl Store {
 
     /// Makes the writer look at the clock. Only simulated clocks need it, after they were moved.
     pub fn wake(&self) {
-        // A closed store has nothing to expire.
-        let _ = self.shared.queue.send(Message::Wake);
+        if let Backend::Log(log) = &self.shared.backend {
+            // A closed store has nothing to expire.
+            let _ = log.queue.send(Message::Wake);
+        }
     }
 
     /// Finishes the queued writes and lets the data directory go. Dropping the last handle does the
     /// same, but nobody knows when: only after this call may the directory be opened again.
     pub async fn close(&self) {
-        let (done, finished) = oneshot::channel();
-        if self.shared.queue.send(Message::Close(done)).is_ok() {
-            // An error means the writer is gone, which is what was asked for.
-            let _ = finished.await;
-        }
-        let thread = self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            // It has answered above and only unwinds its stack; panics abort the process.
-            let _ = thread.join();
+        match &self.shared.backend {
+            Backend::Log(log) => log.close().await,
+            Backend::External(external) => external.close().await,
         }
     }
 
@@ -246,24 +295,46 @@ impl Store {
     /// As [`Store::txn`].
     pub async fn command(&self, command: Command) -> Result<Answer, StoreError> {
         command.check().map_err(StoreError::Refused)?;
+        match &self.shared.backend {
+            Backend::Log(log) => log.submit(command, &self.shared.config).await,
+            Backend::External(external) => external.submit(command).await,
+        }
+    }
+}
+
+impl Log {
+    async fn submit(&self, command: Command, config: &StoreConfig) -> Result<Answer, StoreError> {
         let bytes = command.encode();
-        let limit = self.shared.config.command_bytes;
+        let limit = config.command_bytes;
         if bytes.len() > limit {
             return Err(StoreError::TooLarge(bytes.len(), limit));
         }
-        let room = self.shared.room.clone();
-        let weight = kib(bytes.len()).min(kib(self.shared.config.queue_bytes));
-        let room = room.acquire_many_owned(weight).await.map_err(|_| StoreError::Closed)?;
+        let weight = kib(bytes.len()).min(kib(config.queue_bytes));
+        let room = self.room.clone().acquire_many_owned(weight).await;
+        let room = room.map_err(|_| StoreError::Closed)?;
         let (reply, answer) = oneshot::channel();
         let job = Job { command, bytes, reply, room };
-        self.shared.queue.send(Message::Write(Box::new(job))).map_err(|_| StoreError::Closed)?;
+        self.queue.send(Message::Write(Box::new(job))).map_err(|_| StoreError::Closed)?;
         let outcome = answer.await.map_err(|_| StoreError::Closed)??;
         outcome.map_err(StoreError::Refused)
+    }
+
+    async fn close(&self) {
+        let (done, finished) = oneshot::channel();
+        if self.queue.send(Message::Close(done)).is_ok() {
+            // An error means the writer is gone, which is what was asked for.
+            let _ = finished.await;
+        }
+        let thread = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // It has answered above and only unwinds its stack; panics abort the process.
+            let _ = thread.join();
+        }
     }
 }
 
 /// The last handle closes the store; nobody is left to wait for it.
-impl Drop for Shared {
+impl Drop for Log {
     fn drop(&mut self) {
         let (done, _) = oneshot::channel();
         // It may be closed already.

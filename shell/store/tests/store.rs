@@ -172,7 +172,7 @@ async fn leases_end_by_the_clock() {
     assert_eq!(ttl, 10);
     store.txn(put_with("a", b"1", id)).await.unwrap();
     clock.advance(9_000);
-    assert_eq!(store.lease_keep_alive(id), Some(10));
+    assert_eq!(store.lease_keep_alive(id).await.unwrap(), Some(10));
     clock.advance(9_000);
     store.wake();
     store.txn(put("b", b"1")).await.unwrap();
@@ -182,7 +182,7 @@ async fn leases_end_by_the_clock() {
     store.wake();
     let batch = watch.next().await.unwrap();
     assert_eq!(batch.events[0].new, None);
-    assert_eq!(store.lease_keep_alive(id), None);
+    assert_eq!(store.lease_keep_alive(id).await.unwrap(), None);
     assert!(store.lease_revoke(id).await.is_err());
     store.close().await;
 }
