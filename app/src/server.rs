@@ -85,6 +85,9 @@ impl ControlPlane {
         let mut faces = face.await?;
         tasks.spawn(async move { while faces.join_next().await.is_some() {} });
         server.bootstrap().await?;
+        if server.store().is_shared() {
+            tasks.spawn(server.clone().stay_announced(drain.clone()));
+        }
         let facts = Facts {
             cluster_cidrs: ranges.pods.clone(),
             service_cidrs: ranges.services.clone(),

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use knarr_e2e::{Etcd, Machine, Outcome, Running, alone};
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// A server on an etcd; `words` go on its command line.
@@ -21,14 +22,14 @@ fn serve(machine: &Machine, words: &str) -> Running {
 }
 
 /// Two servers with one authority.
-fn two_servers(machine: &Machine, etcd: &Etcd<'_>) -> [Running; 2] {
-    let servers = etcd.servers();
-    let one = serve(machine, &format!("@data @kubeconfig --etcd-servers {servers}"));
+fn two_servers(machine: &Machine, etcd: &Etcd<'_>, words: &[String; 2]) -> [Running; 2] {
+    let etcd = format!("--etcd-servers {}", etcd.servers());
+    let one = serve(machine, &format!("@data @kubeconfig {etcd} {}", words[0]));
     let pki = machine.path("other/pki");
     fs::create_dir_all(pki.parent().unwrap()).unwrap();
     Outcome::of(Command::new("cp").arg("-r").arg(machine.path("data/pki")).arg(pki)).success();
-    let words = "--data-dir @other --kubeconfig @other.kubeconfig --secure-port 6444";
-    [one, serve(machine, &format!("{words} --etcd-servers {servers}"))]
+    let place = "--data-dir @other --kubeconfig @other.kubeconfig --secure-port 6444";
+    [one, serve(machine, &format!("{place} {etcd} {}", words[1]))]
 }
 
 /// A kubectl at the second server.
@@ -42,7 +43,7 @@ fn at_other(machine: &Machine, args: &str) -> Command {
 fn two_servers_are_one() {
     alone(|machine| {
         let etcd = Etcd::start(machine, 3, "http", "");
-        let _servers = two_servers(machine, &etcd);
+        let _servers = two_servers(machine, &etcd, &Default::default());
         let other = |args: &str| Outcome::of(&mut at_other(machine, args));
         for n in 0..10 {
             machine.kubectl(&format!("create configmap from-one-{n}"));
@@ -68,6 +69,25 @@ fn two_servers_are_one() {
         machine.kubectl("label configmap foreign a=b");
         assert_eq!(machine.value("configmap/foreign", ".metadata.labels.a"), "b");
         assert!(!machine.path("data/store").exists(), "the state is etcd's alone");
+    });
+}
+
+/// Where the Service `kubernetes` leads to: each server's address lasts as long as the server.
+#[test]
+fn the_servers_that_there_are() {
+    alone(|machine| {
+        let etcd = Etcd::start(machine, 1, "http", "");
+        let [one, other] = ["198.51.100.10", "198.51.100.11"];
+        let advertise = [one, other].map(|ip| format!("--advertise-address {ip}"));
+        let [_one, mut other_runs] = two_servers(machine, &etcd, &advertise);
+        let column = "custom-columns=A:.subsets[*].addresses[*].ip";
+        let here = "-s https://127.0.0.1:6443";
+        let leads = machine.follow(&format!("{here} get endpoints -w --no-headers -o {column}"));
+        leads.line("both", |line| line == format!("{one},{other}"));
+        other_runs.end(Signal::TERM);
+        leads.line("the one that is left", |line| line == one);
+        let slice = "get endpointslice kubernetes -o jsonpath={.endpoints[*].addresses[0]}";
+        assert_eq!(machine.kubectl(&format!("{here} {slice}")), one);
     });
 }
 
@@ -132,7 +152,7 @@ fn write(make: impl Fn(&str) -> Command, writer: usize, stop: &AtomicBool) -> Ve
 fn members_die_under_load() {
     alone(|machine| {
         let mut etcd = Etcd::start(machine, 3, "http", "");
-        let _servers = two_servers(machine, &etcd);
+        let _servers = two_servers(machine, &etcd, &Default::default());
         machine.kubectl("create namespace load");
         machine.wait("configmap/kube-root-ca.crt -n load", "create");
         let list = machine.json("get configmaps -n load");

@@ -5,6 +5,7 @@
 //! the administrator who changed them.
 
 use alloc::borrow::ToOwned;
+use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -83,25 +84,31 @@ fn port(name: &str, protocol: &str, number: u16) -> Value {
 }
 
 /// The addresses behind the Service `kubernetes`, as Endpoints and as an EndpointSlice: they follow
-/// the API server's address, so they are put, not only made.
-pub fn api_server_endpoints(config: &Config) -> Vec<Value> {
-    let at = config.advertise.parse::<SocketAddr>().ok();
+/// the servers that there are, so they are put, not only made. Those of the own family count.
+pub fn api_server_endpoints(config: &Config, servers: &BTreeSet<IpAddr>) -> Vec<Value> {
+    let Ok(own) = config.advertise.parse::<SocketAddr>() else { return Vec::new() };
+    let family = Family::of(own.ip());
     // A server on loopback is for this machine alone: no Pod reaches it.
-    let Some(at) = at.filter(|at| Class::of(at.ip()).no_endpoint().is_none()) else {
+    let reached =
+        |ip: &&IpAddr| Family::of(**ip) == family && Class::of(**ip).no_endpoint().is_none();
+    let addresses: Vec<String> = servers.iter().filter(reached).map(IpAddr::to_string).collect();
+    if addresses.is_empty() {
         return Vec::new();
-    };
-    let family = Family::of(at.ip()).word();
-    let (address, port) = (at.ip().to_string(), at.port());
+    }
+    let (family, port) = (family.word(), own.port());
+    let subset: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+    let ready = |ip| json!({"addresses": [ip], "conditions": {"ready": true}});
+    let ready: Vec<Value> = addresses.iter().map(ready).collect();
     let port = json!([{"name": "https", "protocol": "TCP", "port": port}]);
     let metadata = |labels| json!({"name": "kubernetes", "namespace": "default", "labels": labels});
     let unmirrored = json!({"endpointslice.kubernetes.io/skip-mirror": "true"});
     let of_service = json!({"kubernetes.io/service-name": "kubernetes"});
     [
         json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": metadata(unmirrored),
-            "subsets": [{"addresses": [{"ip": address}], "ports": port}]}),
+            "subsets": [{"addresses": subset, "ports": port}]}),
         json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
             "metadata": metadata(of_service), "addressType": family, "ports": port,
-            "endpoints": [{"addresses": [address], "conditions": {"ready": true}}]}),
+            "endpoints": ready}),
     ]
     .into()
 }

@@ -4,6 +4,7 @@
 //! the other, and does what the steps ask for. It decides nothing about objects. In-process
 //! clients call [`Server::call`]; everybody else comes over TLS through [`serve`].
 
+mod addresses;
 mod documents;
 mod http;
 mod metrics;

@@ -1,6 +1,8 @@
 //! The pump around the pipeline.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -105,19 +107,32 @@ impl Server {
         // the disk.
         let mut made = self.create_all(&grounds).await?;
         made += self.create_all(&others).await?;
-        for object in bootstrap::api_server_endpoints(&self.config) {
-            let response = self.put(&object).await;
-            if response.code >= 300 {
-                let why = response.bytes().unwrap_or_default();
-                let why = String::from_utf8_lossy(&why);
-                warn!(%why, "the Service `kubernetes` does not lead to this server");
-            }
+        let own = self.config.advertise.parse::<SocketAddr>().map(|at| at.ip());
+        if !self.store.is_shared() {
+            self.lead_to(&own.into_iter().collect()).await;
         }
         if made > 0 {
             info!(objects = made, "bootstrap objects created");
         }
         self.ready.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Makes the Service `kubernetes` lead to these servers.
+    pub(crate) async fn lead_to(self: &Arc<Self>, servers: &BTreeSet<IpAddr>) {
+        for object in bootstrap::api_server_endpoints(&self.config, servers) {
+            let response = self.put(&object).await;
+            if response.code >= 300 {
+                let why = response.bytes().unwrap_or_default();
+                let why = String::from_utf8_lossy(&why);
+                warn!(%why, "the Service `kubernetes` does not lead to the servers there are");
+            }
+        }
+    }
+
+    /// What the pipeline has to know.
+    pub(crate) fn pipeline(&self) -> &Config {
+        &self.config
     }
 
     /// Creates objects that may be there already; how many were not.

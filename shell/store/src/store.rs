@@ -112,6 +112,11 @@ impl Store {
         Ok(Self { shared: Arc::new(shared) })
     }
 
+    /// Whether others may write to it too.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.shared.backend, Backend::External(_))
+    }
+
     /// Waits until reads here show everything that anybody was answered before this call. Alone on
     /// a log they always do.
     ///
