@@ -13,6 +13,7 @@ use knarr_store::{Identity, OpenError, RealDisk, Store, StoreConfig, StoreError,
 use tracing::warn;
 
 use crate::flags::duration;
+use crate::keep::KeepFlags;
 use crate::paths;
 use crate::process::Fatal;
 
@@ -51,9 +52,13 @@ fn duration_or_never(text: &str) -> Result<Duration, String> {
 }
 
 /// Opens the store in the data directory, or connects to etcd.
-pub(crate) async fn open(data: &Path, flags: &BackendFlags) -> Result<Store, Fatal> {
+pub(crate) async fn open(
+    data: &Path,
+    flags: &BackendFlags,
+    keep: &KeepFlags,
+) -> Result<Store, Fatal> {
     match flags.etcd_servers.is_empty() {
-        true => open_log(data),
+        true => open_log(data, keep),
         false => connect(flags).await,
     }
 }
@@ -70,16 +75,19 @@ fn random() -> Result<u64, Fatal> {
     Ok(u64::from_le_bytes(bytes))
 }
 
-fn open_log(data: &Path) -> Result<Store, Fatal> {
+fn open_log(data: &Path, keep: &KeepFlags) -> Result<Store, Fatal> {
     let refused = |error: OpenError| match error {
         OpenError::Locked { pid, .. } => Fatal(format!(
             "another knarr{} is running on {}: stop it, or use another --data-dir",
             pid.map_or(String::new(), |pid| format!(" (process {pid})")),
             data.display()
         )),
+        error @ OpenError::TooLarge { .. } => {
+            Fatal(format!("cannot start on {}: {error} (--store-memory)", data.display()))
+        }
         error => Fatal(format!("cannot use --data-dir {}: {error}", data.display())),
     };
-    let config = new_store()?;
+    let config = keep.over(new_store()?);
     let disk = RealDisk::open(paths::store(data)).map_err(refused)?;
     let clock = Arc::new(SystemClock::default());
     Store::open(Arc::new(disk), clock, config).map_err(refused)

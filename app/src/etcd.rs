@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::flags::duration;
+use crate::keep::EtcdKeepFlags;
 use crate::paths;
 use crate::process::{Drain, Fatal};
 
@@ -46,6 +47,8 @@ pub(crate) struct EtcdFlags {
     pub(crate) tls: EtcdTlsFlags,
     #[command(flatten)]
     pub(crate) limits: EtcdLimits,
+    #[command(flatten)]
+    pub(crate) keep: EtcdKeepFlags,
     #[command(flatten)]
     pub(crate) peers: EtcdPeerFlags,
 }
@@ -274,6 +277,7 @@ fn open_store(flags: &EtcdFlags, data: &Path) -> Result<Store, Fatal> {
         command_bytes: flags.limits.max_request_bytes,
         ..StoreConfig::default()
     };
+    let config = flags.keep.over(config).map_err(Fatal)?;
     let unusable = |error| Fatal(format!("cannot use --data-dir {}: {error}", data.display()));
     let disk = RealDisk::open(paths::store(data)).map_err(unusable)?;
     Store::open(Arc::new(disk), Arc::new(SystemClock::default()), config).map_err(unusable)

@@ -11,6 +11,8 @@ use knarr_api::ip::Cidr;
 use crate::backend::BackendFlags;
 use crate::dns::{DnsFlags, DnsRoleFlags};
 use crate::etcd::{EtcdBesideFlags, EtcdFlags};
+use crate::history::PastCommand;
+use crate::keep::KeepFlags;
 
 /// Kubernetes v1.36 in one binary.
 #[derive(Debug, Parser)]
@@ -116,6 +118,8 @@ pub(crate) struct ServerFlags {
     pub(crate) backend: BackendFlags,
     #[command(flatten)]
     pub(crate) etcd: EtcdBesideFlags,
+    #[command(flatten)]
+    pub(crate) keep: KeepFlags,
     #[command(flatten)]
     pub(crate) controllers: ControllerFlags,
 }
@@ -430,15 +434,25 @@ pub(crate) struct StoreFlags {
 /// Where a state comes from.
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum StoreCommand {
-    /// Go back to a snapshot that `etcdctl snapshot save` or knarr made, exactly as it was.
+    /// Go back to a snapshot that `etcdctl snapshot save` or knarr made, exactly as it was, or to
+    /// what a store was at a moment.
     Restore {
         /// The snapshot.
-        snapshot: PathBuf,
+        #[arg(required_unless_present = "from", conflicts_with = "from")]
+        snapshot: Option<PathBuf>,
+        /// The data directory of the store that was; it is not changed.
+        #[arg(long, value_name = "DIR", requires = "at")]
+        from: Option<PathBuf>,
+        /// When: a revision, a time such as 2026-11-28T12:00:00Z, or how long ago, such as -10m.
+        #[arg(long, value_name = "MOMENT", requires = "from", allow_hyphen_values = true)]
+        at: Option<String>,
         #[command(flatten)]
         target: NewStoreFlags,
     },
     /// Take over the cluster of an upstream API server: its objects, as they are now.
     Import(ImportFlags),
+    #[command(flatten)]
+    Past(PastCommand),
 }
 
 /// Where a new state goes.

@@ -56,7 +56,7 @@ impl ControlPlane {
         let advertise = flags.advertise_address.unwrap_or_else(|| own_address(flags.bind_address));
         let url = format!("https://{}", SocketAddr::new(advertise, port));
         let ranges = Ranges::check(flags, advertise)?;
-        let store = backend::open(&flags.data_dir, &flags.backend).await?;
+        let store = backend::open(&flags.data_dir, &flags.backend, &flags.keep).await?;
         lifecycle::write_pid(&flags.data_dir)?;
         let dir = paths::pki(&flags.data_dir);
         let authority = Arc::new(Authority::load_or_create(&dir)?);

@@ -15,7 +15,7 @@ use knarr_store::{HashCheck, RealDisk, RestoreError, read_etcd_snapshot, restore
 
 use crate::flags::{ImportFlags, NewStoreFlags, StoreCommand, StoreFlags};
 use crate::process::Fatal;
-use crate::{backend, paths};
+use crate::{backend, history, paths};
 
 /// How often a long run says where it is.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -23,7 +23,15 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 /// Carries out a store command.
 pub(crate) fn run(flags: StoreFlags) -> Result<(), Fatal> {
     match flags.command {
-        StoreCommand::Restore { snapshot, target } => restore_snapshot(&snapshot, &target),
+        StoreCommand::Restore { snapshot: Some(snapshot), target, .. } => {
+            restore_snapshot(&snapshot, &target)
+        }
+        StoreCommand::Restore { from, at, target, .. } => {
+            let items = history::items(&from.unwrap_or_default(), &at.unwrap_or_default())?;
+            println!("{}", summary(&write(items, &target)?, &target));
+            Ok(())
+        }
+        StoreCommand::Past(command) => history::run(command),
         StoreCommand::Import(flags) => import(&flags),
     }
 }

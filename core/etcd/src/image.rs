@@ -90,8 +90,8 @@ impl Image {
                     let lease = Lease { id: id.0, ttl_secs }.encode_to_vec();
                     image.put(LEASE.into(), Bytes::copy_from_slice(&id.0.to_be_bytes()), lease);
                 }
-                // It counts changes for our own use.
-                Item::Settings { .. } => {}
+                // What is for our own use, and what no snapshot has.
+                Item::Settings { .. } | Item::Mark(_) | Item::Past(_) => {}
                 Item::Setting { key, value } => image.setting(&key, &value),
                 Item::Base(kv) => {
                     base.insert(kv.key.clone(), kv);

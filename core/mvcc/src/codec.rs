@@ -13,11 +13,12 @@ use bytes::Bytes;
 use crate::check::MAX_TXN_DEPTH;
 use crate::command::Command;
 use crate::model::{
-    Compare, CompareOp, CompareTarget, KeyRange, KeyValue, LeaseId, Op, Order, OrderBy, Part,
-    Query, RangeEnd, Revision, Txn,
+    Compare, CompareOp, CompareTarget, Event, KeyRange, KeyValue, LeaseId, Op, Order, OrderBy,
+    Part, Query, RangeEnd, Revision, Txn,
 };
 use crate::settings::Change;
 use crate::snapshot::{Item, Meta};
+use crate::time::Mark;
 
 /// The version this build writes, the first byte of everything.
 const VERSION: u8 = 1;
@@ -68,6 +69,10 @@ impl Command {
                 put_number(&mut out, *settings);
                 put_bytes(&mut out, &command.encode());
             }
+            Self::Time { wall_ms } => {
+                out.push(6);
+                put_number(&mut out, *wall_ms);
+            }
         }
         out
     }
@@ -92,6 +97,7 @@ impl Command {
                 entries: reader.list(Reader::setting)?,
             }),
             5 => reader.under()?,
+            6 => Self::Time { wall_ms: reader.number()? },
             _ => return Err(CodecError::Invalid),
         };
         reader.finish(command)
@@ -133,6 +139,17 @@ impl Item {
                 put_bytes(&mut out, key);
                 put_bytes(&mut out, value);
             }
+            Self::Mark(mark) => {
+                out.push(7);
+                put_numbers(&mut out, &[mark.revision.0, mark.wall_ms]);
+            }
+            Self::Past(event) => {
+                out.push(8);
+                put_number(&mut out, event.revision.0);
+                put_bytes(&mut out, &event.key);
+                put_option(&mut out, event.new.as_ref(), put_kv);
+                put_option(&mut out, event.old.as_ref(), put_kv);
+            }
         }
         out
     }
@@ -154,6 +171,13 @@ impl Item {
             4 => Self::Change { revision: reader.revision()?, key: reader.bytes()?, new: None },
             5 => Self::Settings { version: reader.number()? },
             6 => Self::Setting { key: reader.bytes()?, value: reader.bytes()? },
+            7 => Self::Mark(Mark { revision: reader.revision()?, wall_ms: reader.number()? }),
+            8 => Self::Past(Event {
+                revision: reader.revision()?,
+                key: reader.bytes()?,
+                new: reader.option(Reader::kv)?,
+                old: reader.option(Reader::kv)?,
+            }),
             _ => return Err(CodecError::Invalid),
         };
         reader.finish(item)

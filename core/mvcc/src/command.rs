@@ -42,6 +42,11 @@ pub enum Command {
         /// What to do then; not another `Under`.
         command: Box<Command>,
     },
+    /// What the clock on the wall says before the next command.
+    Time {
+        /// Milliseconds since 1970.
+        wall_ms: u64,
+    },
 }
 
 /// What an applied command answers.
@@ -62,6 +67,8 @@ pub enum Answer {
     LeaseRevoke(Revision),
     /// The settings are changed; their version.
     Settings(u64),
+    /// The time is noted.
+    Time,
 }
 
 /// An answer, or why the command changed nothing.

@@ -14,11 +14,14 @@ use crate::model::{Event, KeyRange, Revision};
 /// how long a reader of a quiet range holds the keyspace.
 const SCAN_LIMIT: usize = 65_536;
 
-/// All changes with a revision above the floor.
-#[derive(Clone, Debug, Default)]
+/// All changes with a revision above the floor (and, of the revision at the floor, what has not gone
+/// with the rest of it: nobody reads it any more).
+#[derive(Clone, Debug)]
 pub(crate) struct History {
     events: VecDeque<Event>,
     floor: Revision,
+    /// The floor may rise up to here.
+    hold: Revision,
     bytes: usize,
 }
 
@@ -51,6 +54,23 @@ impl Keyspace {
         upto: Revision,
         budget: usize,
     ) -> Result<EventBatch, Compacted> {
+        if after.0 + 1 < self.compacted.0 {
+            return Err(Compacted { oldest: self.oldest_readable() });
+        }
+        self.held(range, after, upto, budget)
+    }
+
+    /// [`Keyspace::events`], whatever was compacted: all that is still held.
+    ///
+    /// # Errors
+    /// [`Compacted`] when changes after `after` were forgotten.
+    pub fn held(
+        &self,
+        range: &KeyRange,
+        after: Revision,
+        upto: Revision,
+        budget: usize,
+    ) -> Result<EventBatch, Compacted> {
         if after < self.history.floor {
             return Err(Compacted { oldest: self.oldest_readable() });
         }
@@ -76,9 +96,21 @@ impl Keyspace {
         Ok(self.history.events.range(first..).map(|event| (event.revision, &event.key)))
     }
 
+    /// The held history begins after this revision.
+    pub fn floor(&self) -> Revision {
+        self.history.floor
+    }
+
     /// Bytes the held history weighs.
     pub fn history_bytes(&self) -> usize {
         self.history.bytes
+    }
+}
+
+impl Default for History {
+    fn default() -> Self {
+        let (events, floor) = (VecDeque::new(), Revision(0));
+        Self { events, floor, hold: Revision(u64::MAX), bytes: 0 }
     }
 }
 
@@ -96,40 +128,27 @@ impl History {
         self.events.back().map_or(Revision(0), |event| event.revision)
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Event> {
-        self.events.iter()
-    }
-
     pub(crate) fn push(&mut self, event: Event) {
-        self.bytes += weight(&event);
+        self.bytes += event.weight();
         self.events.push_back(event);
     }
 
-    pub(crate) fn pop_upto(&mut self, floor: Revision) -> Option<Event> {
-        if self.events.front()?.revision > floor {
-            return None;
-        }
-        let event = self.events.pop_front()?;
-        self.bytes -= weight(&event);
+    /// Whether the oldest change is to go: it is at or below `wanted`, or there are more than
+    /// `budget` bytes; and nobody holds it.
+    pub(crate) fn due(&self, wanted: Revision, budget: usize) -> bool {
+        let wanted = |event: &Event| event.revision <= wanted || self.bytes > budget;
+        self.events.front().is_some_and(|event| wanted(event) && event.revision <= self.hold)
+    }
+
+    pub(crate) fn pop(&mut self, wanted: Revision, budget: usize) -> Option<Event> {
+        let event = self.due(wanted, budget).then(|| self.events.pop_front())??;
+        self.bytes -= event.weight();
+        self.floor = event.revision;
         Some(event)
     }
 
-    pub(crate) fn raise_floor(&mut self, floor: Revision) {
-        self.floor = self.floor.max(floor);
-    }
-
-    /// The lowest floor above which the history fits into `budget` bytes.
-    pub(crate) fn floor_for(&self, budget: usize) -> Revision {
-        let mut bytes = self.bytes;
-        let mut floor = self.floor;
-        for event in &self.events {
-            if bytes <= budget {
-                break;
-            }
-            bytes -= weight(event);
-            floor = event.revision;
-        }
-        floor
+    pub(crate) fn hold(&mut self, revision: Revision) {
+        self.hold = revision;
     }
 
     fn collect(
@@ -154,7 +173,7 @@ impl History {
             }
             last = event.revision;
             if range.contains(&event.key) {
-                bytes += weight(event) + event.new.as_ref().map_or(0, |kv| kv.value.len());
+                bytes += event.weight() + event.new.as_ref().map_or(0, |kv| kv.value.len());
                 batch.events.push(event.clone());
             }
         }
@@ -162,9 +181,11 @@ impl History {
     }
 }
 
-/// What holding an event costs beyond the newest versions.
-fn weight(event: &Event) -> usize {
-    size_of::<Event>() + event.key.len() + event.old.as_ref().map_or(0, |kv| kv.value.len())
+impl Event {
+    /// What holding it costs beyond the newest versions, in bytes.
+    pub fn weight(&self) -> usize {
+        size_of::<Self>() + self.key.len() + self.old.as_ref().map_or(0, |kv| kv.value.len())
+    }
 }
 
 impl fmt::Display for Compacted {

@@ -1,7 +1,7 @@
 //! The versions of every key, and reading them at a revision.
 
-use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use core::fmt;
 use core::mem;
@@ -14,6 +14,7 @@ use crate::history::History;
 use crate::lease::Leases;
 use crate::model::{Event, KeyRange, KeyValue, LeaseId, Query, RangeEnd, RangeResult, Revision};
 use crate::settings::Settings;
+use crate::time::{Mark, Marks};
 
 /// The state one log leads to.
 ///
@@ -28,6 +29,7 @@ pub struct Keyspace {
     pub(crate) history: History,
     pub(crate) leases: Leases,
     pub(crate) settings: Settings,
+    pub(crate) marks: Marks,
     /// What the newest versions weigh.
     pub(crate) live_bytes: usize,
 }
@@ -53,7 +55,7 @@ pub(crate) enum Version {
 pub(crate) struct Chain {
     newest: Version,
     /// Superseded versions, oldest first.
-    past: Vec<Version>,
+    past: VecDeque<Version>,
 }
 
 impl Default for Keyspace {
@@ -73,6 +75,7 @@ impl Keyspace {
             history: History::default(),
             leases: Leases::default(),
             settings: Settings::default(),
+            marks: Marks::default(),
             live_bytes: 0,
         }
     }
@@ -91,6 +94,10 @@ impl Keyspace {
             Command::Under { settings, command } => {
                 self.settings.expect(*settings)?;
                 self.apply(index, command)
+            }
+            Command::Time { wall_ms } => {
+                self.marks.push(Mark { revision: self.revision, wall_ms: *wall_ms });
+                Ok(Answer::Time)
             }
         }
     }
@@ -120,7 +127,7 @@ impl Keyspace {
         self.compacted
     }
 
-    /// The oldest revision that can be read.
+    /// The oldest revision that can be read here.
     pub fn oldest_readable(&self) -> Revision {
         self.compacted.max(self.history.floor())
     }
@@ -191,6 +198,28 @@ impl Keyspace {
         }
     }
 
+    /// At most `limit` keys after a key, and those of them that were there at a revision the caller
+    /// knows to be held; the last key looked at.
+    pub(crate) fn part(
+        &self,
+        after: Option<&Bytes>,
+        at: Revision,
+        limit: usize,
+    ) -> (Vec<KeyValue>, Option<Bytes>) {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut last = None;
+        let found = self.keys.range::<Bytes, _>((from, Bound::Unbounded)).take(limit);
+        let found = found.inspect(|(key, _)| last = Some(*key)).filter_map(|(_, c)| c.at(at));
+        let found = found.cloned().collect();
+        (found, last.cloned())
+    }
+
+    /// The key-values of a range at a revision that is not below the [`Keyspace::floor`], whatever
+    /// was compacted.
+    pub fn held_at(&self, range: &KeyRange, at: Revision) -> Vec<KeyValue> {
+        self.versions_at(range, at).cloned().collect()
+    }
+
     /// The chains of a range; an upside-down range is empty.
     fn chains(
         &self,
@@ -253,7 +282,7 @@ impl Keyspace {
                 let (key, new) = (entry.key().clone(), make(None));
                 let version = version(new.clone());
                 self.live_bytes += version.weight();
-                entry.insert(Chain { newest: version, past: Vec::new() });
+                entry.insert(Chain { newest: version, past: VecDeque::new() });
                 (key, new, None, None)
             }
         };
@@ -272,7 +301,7 @@ impl Keyspace {
         self.leases.attach(kv.lease, &kv.key);
         let (key, newest) = (kv.key.clone(), Version::Live(kv));
         self.live_bytes += newest.weight();
-        self.keys.insert(key, Chain { newest, past: Vec::new() });
+        self.keys.insert(key, Chain { newest, past: VecDeque::new() });
     }
 
     fn compact(&mut self, revision: Revision) -> Outcome {
@@ -283,29 +312,37 @@ impl Keyspace {
             return Err(Refusal::FutureRevision(self.revision));
         }
         self.compacted = revision;
-        // A watcher may still start at the compaction revision itself, as with etcd.
-        self.forget(Revision(revision.0 - 1));
         Ok(Answer::Compact(self.revision))
     }
 
-    /// Drops the oldest history until it fits into `budget` bytes. What is dropped can no longer be
-    /// read here and answers "compacted"; this is memory policy and no part of the replicated state
-    /// (reading older revisions out of the log is the store's to add).
-    pub fn trim(&mut self, budget: usize) {
-        let floor = self.history.floor_for(budget);
-        self.forget(floor);
-    }
-
-    /// Forgets events up to `floor` and the versions no read at `floor` or later can see.
-    fn forget(&mut self, floor: Revision) {
-        while let Some(event) = self.history.pop_upto(floor) {
+    /// Forgets history that was compacted away or is over `budget` bytes, oldest first, at most
+    /// `limit` changes of it; whether there is more to forget. What is gone can no longer be read
+    /// here and answers "compacted". Which of it goes when is memory policy and no part of the
+    /// replicated state.
+    pub fn forget(&mut self, budget: usize, limit: usize) -> bool {
+        // A watcher may still start at the compaction revision itself, as with etcd.
+        let wanted = Revision(self.compacted.0.saturating_sub(1));
+        for _ in 0..limit {
+            let Some(event) = self.history.pop(wanted, budget) else { break };
+            let revision = event.revision;
             if let Some(chain) = self.keys.get_mut(&event.key)
-                && chain.forget(floor) == Left::Nothing
+                && chain.forget(revision) == Left::Nothing
             {
                 self.keys.remove(&event.key);
             }
         }
-        self.history.raise_floor(floor);
+        self.marks.forget(self.history.floor());
+        self.history.due(wanted, budget)
+    }
+
+    /// [`Keyspace::forget`] to the end.
+    pub fn trim(&mut self, budget: usize) {
+        self.forget(budget, usize::MAX);
+    }
+
+    /// Nothing above `revision` is forgotten from now on: somebody still has to copy it.
+    pub fn hold(&mut self, revision: Revision) {
+        self.history.hold(revision);
     }
 
     fn grant(&mut self, id: LeaseId, ttl_secs: i64, now: u64) -> Outcome {
@@ -329,6 +366,14 @@ impl Keyspace {
     }
 }
 
+/// What a key costs beside its bytes.
+pub(crate) const FRAME: usize = mem::size_of::<(Bytes, Chain)>();
+
+/// What holding a key-value as the newest costs.
+pub(crate) fn weight(kv: &KeyValue) -> usize {
+    FRAME + kv.key.len() + kv.value.len()
+}
+
 /// What a chain still holds.
 #[derive(PartialEq, Eq)]
 enum Left {
@@ -346,8 +391,7 @@ impl Version {
 
     /// What holding it as the newest version costs: the key, the value, and their frames.
     fn weight(&self) -> usize {
-        let frame = mem::size_of::<(Bytes, Chain)>();
-        self.live().map_or(0, |kv| frame + kv.key.len() + kv.value.len())
+        self.live().map_or(0, weight)
     }
 
     fn live(&self) -> Option<&KeyValue> {
@@ -364,7 +408,7 @@ impl Chain {
             return self.newest.live();
         }
         let older = self.past.partition_point(|version| version.revision() <= at);
-        self.past[..older].last().and_then(Version::live)
+        self.past.get(older.checked_sub(1)?).and_then(Version::live)
     }
 
     /// Within one revision only the last version counts.
@@ -372,13 +416,13 @@ impl Chain {
         let same = self.newest.revision() == version.revision();
         let before = mem::replace(&mut self.newest, version);
         if !same {
-            self.past.push(before);
+            self.past.push_back(before);
         }
     }
 
     fn forget(&mut self, floor: Revision) -> Left {
         if self.newest.revision() <= floor {
-            self.past = Vec::new();
+            self.past = VecDeque::new();
             return if self.newest.live().is_some() { Left::Something } else { Left::Nothing };
         }
         let older = self.past.partition_point(|version| version.revision() <= floor);

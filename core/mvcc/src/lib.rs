@@ -11,29 +11,38 @@
 //! * `mirror` – following another store; `lease` – keys that end together; `settings` – facts
 //!   beside the keys; `snapshot` – the whole state as a stream of items; `query` – how reads are
 //!   answered.
+//! * `time` – when revisions were made; `past` – states that are no longer held.
+//! * `budget` – whether there is room; `compactor` – when to compact without being told.
 #![no_std]
 
 extern crate alloc;
 
+mod budget;
 mod check;
 mod codec;
 mod command;
+mod compactor;
 mod history;
 mod keyspace;
 mod lease;
 mod mirror;
 mod model;
+mod past;
 mod query;
 mod settings;
 mod snapshot;
+mod time;
 mod txn;
 
 pub use check::MAX_TXN_DEPTH;
 pub use codec::CodecError;
 pub use command::{Answer, Command, MAX_LEASE_TTL_SECS, Outcome, Refusal};
+pub use compactor::{AutoCompaction, Compactor};
 pub use history::{Compacted, EventBatch};
 pub use keyspace::{Keyspace, ReadError};
 pub use lease::Lease;
 pub use model::*;
+pub use past::Undo;
 pub use settings::{Change, Settings};
-pub use snapshot::{Item, Meta, Restore, RestoreError};
+pub use snapshot::{Item, Meta, Restore, RestoreError, Walk};
+pub use time::{Mark, Marks};

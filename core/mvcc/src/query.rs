@@ -10,7 +10,7 @@ use crate::model::{KeyValue, Order, OrderBy, Part, Query, RangeResult, Revision}
 impl Query {
     /// Answers it from the key-values of its range, which come in key order. What is counted is the
     /// whole range: as in etcd, neither limit nor bounds matter to the count.
-    pub(crate) fn answer<'a>(&self, mut found: impl Iterator<Item = &'a KeyValue>) -> RangeResult {
+    pub fn answer<'a>(&self, mut found: impl Iterator<Item = &'a KeyValue>) -> RangeResult {
         if self.part == Part::Count {
             return RangeResult { count: found.count(), ..RangeResult::default() };
         }

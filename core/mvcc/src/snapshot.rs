@@ -1,10 +1,11 @@
 //! The whole state as a stream of items, for checkpoints and for members that lag behind.
 //!
-//! The order is: one [`Item::Meta`], leases, settings, the keys as they stood at the history's
-//! floor, and every change since. So the history survives a restart, and each value is written
-//! once.
+//! The order is: one [`Item::Meta`], leases, settings, marks, the keys as they stood at the
+//! history's floor, and every change since. So the history survives a restart, and each value is
+//! written once.
 
 use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
 use core::fmt;
 
 use bytes::Bytes;
@@ -12,7 +13,8 @@ use bytes::Bytes;
 use crate::history::History;
 use crate::keyspace::Keyspace;
 use crate::lease::Lease;
-use crate::model::{KeyRange, KeyValue, LeaseId, Revision};
+use crate::model::{Event, KeyRange, KeyValue, LeaseId, Revision};
+use crate::time::Mark;
 
 /// The numbers of a state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,7 +64,35 @@ pub enum Item {
         /// The new version; `None` when deleted.
         new: Option<KeyValue>,
     },
+    /// When revisions were made.
+    Mark(Mark),
+    /// A change with what it replaced: archives of the past consist of these and of marks. In a
+    /// snapshot the version before is there already.
+    Past(Event),
 }
+
+/// How far a snapshot has come that is taken in pieces, while the state goes on. Whoever takes it
+/// [`Keyspace::hold`]s the history at its floor until the last piece.
+#[derive(Clone, Debug)]
+pub struct Walk {
+    meta: Meta,
+    stage: Stage,
+}
+
+#[derive(Clone, Debug)]
+enum Stage {
+    /// What has to be of one moment, and is small.
+    Head(Vec<Item>),
+    /// The keys after this one.
+    Base(Option<Bytes>),
+    /// The changes after this revision.
+    Changes(Revision),
+}
+
+/// How many keys a piece of a snapshot looks at.
+const PIECE_KEYS: usize = 1024;
+/// What the changes of a piece weigh.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// Rebuilds a state out of items.
 #[derive(Debug, Default)]
@@ -82,7 +112,13 @@ pub enum RestoreError {
 impl Keyspace {
     /// The state as items. Cheap handles only: values are shared, not copied.
     pub fn snapshot(&self) -> impl Iterator<Item = Item> + '_ {
-        let floor = self.history.floor();
+        let mut walk = self.walk();
+        core::iter::from_fn(move || self.walk_on(&mut walk)).flatten()
+    }
+
+    /// Begins a snapshot that is taken in pieces.
+    pub fn walk(&self) -> Walk {
+        let floor = self.floor();
         let meta =
             Meta { index: self.index, revision: self.revision, compacted: self.compacted, floor };
         let leases = self.leases().map(|l| Item::Lease { id: l.id, ttl_secs: l.ttl_secs });
@@ -93,18 +129,45 @@ impl Keyspace {
             .map(|(key, value)| Item::Setting { key: key.clone(), value: value.clone() });
         let settings =
             (version > 0).then_some(Item::Settings { version }).into_iter().chain(settings);
-        let base = self.at_floor(floor).map(|kv| Item::Base(kv.clone()));
-        let changes = self.history.iter().map(|e| Item::Change {
-            revision: e.revision,
-            key: e.key.clone(),
-            new: e.new.clone(),
-        });
-        core::iter::once(Item::Meta(meta)).chain(leases).chain(settings).chain(base).chain(changes)
+        let marks = self.marks.iter().map(Item::Mark);
+        let head = core::iter::once(Item::Meta(meta)).chain(leases).chain(settings).chain(marks);
+        Walk { meta, stage: Stage::Head(head.collect()) }
     }
 
-    fn at_floor(&self, floor: Revision) -> impl Iterator<Item = &KeyValue> {
-        let all = KeyRange::prefix(Bytes::new());
-        self.versions_at(&all, floor)
+    /// The next piece of a snapshot, as of the moment it began; `None` after the last.
+    ///
+    /// # Panics
+    /// When the history was not held.
+    pub fn walk_on(&self, walk: &mut Walk) -> Option<Vec<Item>> {
+        match &mut walk.stage {
+            Stage::Head(head) => {
+                let head = core::mem::take(head);
+                walk.stage = Stage::Base(None);
+                Some(head)
+            }
+            Stage::Base(after) => {
+                let (found, last) = self.part(after.as_ref(), walk.meta.floor, PIECE_KEYS);
+                walk.stage = last.map_or(Stage::Changes(walk.meta.floor), |k| Stage::Base(Some(k)));
+                Some(found.into_iter().map(Item::Base).collect())
+            }
+            Stage::Changes(after) if *after >= walk.meta.revision => None,
+            Stage::Changes(after) => {
+                let all = KeyRange::prefix(Bytes::new());
+                let batch = self.held(&all, *after, walk.meta.revision, PIECE_BYTES);
+                let batch = batch.expect("the history is held");
+                *after = batch.next;
+                let change =
+                    |e: Event| Item::Change { revision: e.revision, key: e.key, new: e.new };
+                Some(batch.events.into_iter().map(change).collect())
+            }
+        }
+    }
+}
+
+impl Walk {
+    /// The numbers of the state it shows.
+    pub fn meta(&self) -> Meta {
+        self.meta
     }
 }
 
@@ -125,6 +188,8 @@ impl Restore {
         let (meta, state) = self.state.as_mut().ok_or(RestoreError::Meta)?;
         match item {
             Item::Meta(_) => return Err(RestoreError::Meta),
+            Item::Past(_) => return Err(RestoreError::Order),
+            Item::Mark(mark) => state.marks.push(mark),
             Item::Lease { id, ttl_secs } => {
                 state.leases.insert(Lease { id, ttl_secs, deadline: 0, keys: BTreeSet::new() });
             }
@@ -144,6 +209,16 @@ impl Restore {
             }
         }
         Ok(())
+    }
+
+    /// The numbers that came first.
+    pub fn meta(&self) -> Option<Meta> {
+        self.state.as_ref().map(|(meta, _)| *meta)
+    }
+
+    /// Bytes the state weighs so far.
+    pub fn held_bytes(&self) -> usize {
+        self.state.as_ref().map_or(0, |(_, state)| state.held_bytes())
     }
 
     /// The state, once every item has been taken. Its leases have no deadline yet: the pump calls

@@ -14,6 +14,7 @@ use script::*;
 struct Script {
     keyspace: Keyspace,
     index: u64,
+    compactor: Compactor,
 }
 
 #[test]
@@ -36,7 +37,8 @@ fn golden_scripts() {
 
 /// The script with fresh answers; comments and blank lines stay.
 fn play(text: &str) -> String {
-    let mut script = Script { keyspace: Keyspace::new(), index: 0 };
+    let compactor = Compactor::new(AutoCompaction::Off, 0, Revision(0));
+    let mut script = Script { keyspace: Keyspace::new(), index: 0, compactor };
     let mut out = String::new();
     for line in text.lines() {
         if let Some(command) = line.strip_prefix("> ") {
@@ -80,6 +82,31 @@ impl Script {
                 self.keyspace.trim(number(line, 1) as usize);
                 format!("oldest readable {}\n", self.keyspace.oldest_readable().0)
             }
+            "forget" => {
+                let more = self.keyspace.forget(number(line, 1) as usize, number(line, 2) as usize);
+                let (floor, held) = (self.keyspace.floor().0, self.keyspace.held_keys());
+                format!(
+                    "floor {floor}, {held} keys held{}\n",
+                    if more { ", more to go" } else { "" }
+                )
+            }
+            "hold" => {
+                self.keyspace.hold(Revision(number(line, 1)));
+                String::new()
+            }
+            "time" => self.apply(Command::Time { wall_ms: number(line, 1) }),
+            "time-of" => {
+                format!("{:?}\n", self.keyspace.marks().time_of(Revision(number(line, 1))))
+            }
+            "before" => format!("{:?}\n", self.keyspace.marks().before(number(line, 1))),
+            "held" => {
+                let marks: Vec<_> =
+                    self.keyspace.marks().iter().map(|m| (m.revision.0, m.wall_ms)).collect();
+                format!("{marks:?}\n")
+            }
+            "auto" => self.auto(line),
+            "tick" => self.tick(line),
+            "admit" => self.admit(&mut words),
             "restart" => self.restart(),
             other => panic!("unknown command {other}"),
         }
@@ -132,6 +159,40 @@ impl Script {
             Ok(found) => show_found(&found),
             Err(error) => format!("error: {error}\n"),
         }
+    }
+
+    /// `auto off|periodic MS|revisions N`: begins to count at 0.
+    fn auto(&mut self, line: &str) -> String {
+        let mode = match line.split_whitespace().nth(1).unwrap() {
+            "periodic" => AutoCompaction::Periodic(number(line, 2)),
+            "revisions" => AutoCompaction::Revisions(number(line, 2)),
+            _ => AutoCompaction::Off,
+        };
+        self.compactor = Compactor::new(mode, 0, self.keyspace.revision());
+        format!("next {:?}\n", self.compactor.deadline())
+    }
+
+    /// `tick NOW [REVISION [fails]]`
+    fn tick(&mut self, line: &str) -> String {
+        let (now, revision) = (number(line, 1), Revision(number(line, 2)));
+        let wanted = self.compactor.tick(now, revision);
+        if let Some(at) = wanted.filter(|_| !line.ends_with("fails")) {
+            self.compactor.done(now, at);
+        }
+        format!("compact {:?}, next {:?}\n", wanted.map(|at| at.0), self.compactor.deadline())
+    }
+
+    /// `admit BUDGET OPERATION`: judged with bytes beyond those held.
+    fn admit(&mut self, words: &mut Words<'_>) -> String {
+        let room: usize = words.nth(1).unwrap().parse().unwrap();
+        let txn = match op(words) {
+            Op::Txn(txn) => txn,
+            other => Txn { success: vec![other], ..Txn::default() },
+        };
+        let mut pending = 0;
+        let budget = self.keyspace.held_bytes() + room;
+        let fits = self.keyspace.admits(&Command::Txn(txn), budget, &mut pending);
+        format!("{}\n", if fits { "fits" } else { "no space" })
     }
 
     fn events(&self, line: &str) -> String {

@@ -257,6 +257,7 @@ enum Step {
     Txn(Txn),
     Compact(u64),
     Trim(usize),
+    Forget(usize, usize),
     Restart,
 }
 
@@ -265,6 +266,7 @@ fn step() -> impl Strategy<Value = Step> {
         12 => txn().prop_map(Step::Txn),
         1 => (0..20u64).prop_map(Step::Compact),
         1 => (0..4000usize).prop_map(Step::Trim),
+        1 => (0..4000usize, 0..5usize).prop_map(|(budget, limit)| Step::Forget(budget, limit)),
         1 => Just(Step::Restart),
     ]
 }
@@ -291,6 +293,13 @@ fn same(keyspace: &Keyspace, model: &Model) {
     if oldest.0 > 1 {
         let error = keyspace.range(&all, Revision(oldest.0 - 1), 0);
         assert_eq!(error, Err(ReadError::Compacted(oldest)));
+    }
+    for at in oldest.0.max(1)..newest.0 {
+        let mut undo = Undo::new(all.clone());
+        let since = keyspace.events(&all, Revision(at), newest, usize::MAX).unwrap();
+        since.events.into_iter().for_each(|event| undo.push(event));
+        let expected: Vec<KeyValue> = model.at(Revision(at)).values().cloned().collect();
+        assert_eq!(undo.finish(keyspace.range(&all, newest, 0).unwrap().kvs), expected, "at {at}");
     }
     let mut cursor = oldest;
     let mut seen = Vec::new();
@@ -334,6 +343,12 @@ proptest! {
                     keyspace.trim(budget);
                     prop_assert!(keyspace.history_bytes() <= budget);
                 }
+                Step::Forget(budget, limit) => {
+                    let before = keyspace.history_bytes();
+                    let more = keyspace.forget(budget, limit);
+                    prop_assert!(more || keyspace.history_bytes() <= budget);
+                    prop_assert!(limit == 0 || !more || keyspace.history_bytes() < before);
+                }
                 Step::Restart => keyspace = restart(&keyspace),
             }
             same(&keyspace, &model);
@@ -355,6 +370,7 @@ proptest! {
                 settings: at,
                 command: Box::new(Command::LeaseRevoke { id: LeaseId(id) }),
             },
+            Command::Time { wall_ms: now },
         ];
         for command in commands {
             let bytes = command.encode();

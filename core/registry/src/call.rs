@@ -9,16 +9,17 @@ use core::ops::RangeInclusive;
 use jiff::Timestamp;
 use knarr_api::ip::Cidr;
 use knarr_api::{Catalog, Status};
-use knarr_mvcc::{Txn, TxnResponse};
+use knarr_mvcc::{KeyRange, Txn, TxnResponse};
 use knarr_schema::Schema;
 
 use crate::auth::{self, Claims};
 use crate::object::Snapshot;
+use crate::past::{Look, Moment, PastRange, PastRefusal};
 use crate::request::{Request, RequestInfo, User};
 use crate::response::Response;
 use crate::views::Views;
 use crate::write::Write;
-use crate::{discovery, read, special};
+use crate::{discovery, past, read, special};
 
 /// What an administrator chose.
 #[derive(Clone, Debug)]
@@ -79,6 +80,15 @@ pub enum Ask {
         /// For which audiences; empty means the API server's own.
         audiences: Vec<String>,
     },
+    /// Read what was.
+    Past {
+        /// Which keys.
+        range: KeyRange,
+        /// When.
+        at: Moment,
+        /// Whether what was compacted away may be told, if it is still on disk.
+        compacted: bool,
+    },
 }
 
 /// What came of the last step.
@@ -92,6 +102,8 @@ pub enum Answer {
     Signed(String),
     /// The claims of the token that was checked, unless it is not ours.
     Verified(Option<Claims>),
+    /// What was, or why nobody knows.
+    Past(Result<PastRange, PastRefusal>),
 }
 
 /// What a call wants next.
@@ -129,6 +141,7 @@ enum Stage {
     New,
     Writing(Box<Write>),
     Asking(Box<special::Pending>),
+    Looking(Box<Look>),
 }
 
 /// One request on its way.
@@ -140,7 +153,8 @@ pub struct Call {
 
 impl Call {
     /// A call that has not begun.
-    pub fn new(request: Request) -> Self {
+    pub fn new(mut request: Request) -> Self {
+        request.take_moment();
         Self { request, stage: Stage::New, user: User::default() }
     }
 
@@ -160,6 +174,9 @@ impl Call {
             (Stage::Asking(pending), answer) => {
                 special::answered(world, *pending, answer).map(|next| self.keep(next))
             }
+            (Stage::Looking(look), Answer::Past(found)) => {
+                past::answered(world, &self.request, *look, found).map(|next| self.keep(next))
+            }
             _ => Err(Status::internal("an answer that nobody waited for")),
         };
         next.unwrap_or_else(|status| Step::Reply(status.into()))
@@ -175,6 +192,9 @@ impl Call {
     }
 
     fn dispatch(&self, world: &World<'_>, info: RequestInfo) -> Result<Next, Status> {
+        if !self.request.at.is_empty() {
+            return past::serve(world, &self.request, info);
+        }
         if !info.is_resource() {
             return discovery::serve(world, &self.request, &info).map(Next::Done);
         }
@@ -187,6 +207,9 @@ impl Call {
         }
         match info.verb {
             "get" | "list" | "watch" => {
+                if let Some(next) = past::older(world, &info, &kind)? {
+                    return Ok(next);
+                }
                 read::serve(world, &self.request, &info, &kind).map(Next::Done)
             }
             _ => {
@@ -208,6 +231,10 @@ impl Call {
                 self.stage = Stage::Asking(pending);
                 Step::Ask(ask)
             }
+            Next::Look(ask, look) => {
+                self.stage = Stage::Looking(look);
+                Step::Ask(ask)
+            }
         }
     }
 }
@@ -217,10 +244,11 @@ pub(crate) enum Next {
     Done(Response),
     Write(Box<Write>, Step),
     Ask(Ask, Box<special::Pending>),
+    Look(Ask, Box<Look>),
 }
 
 /// The refusal of what [`serves`] does not have: there is no such path, or no such method on it.
-fn unserved(kind: &knarr_api::Kind, info: &RequestInfo) -> Status {
+pub(crate) fn unserved(kind: &knarr_api::Kind, info: &RequestInfo) -> Status {
     let sub = info.subresource.as_str();
     if !sub.is_empty() && kind.subresource(sub).is_none() {
         return Status::no_such_path();
@@ -231,7 +259,7 @@ fn unserved(kind: &knarr_api::Kind, info: &RequestInfo) -> Status {
     status
 }
 
-fn serves(kind: &knarr_api::Kind, info: &RequestInfo) -> bool {
+pub(crate) fn serves(kind: &knarr_api::Kind, info: &RequestInfo) -> bool {
     let verb = match info.verb {
         "options" => return false,
         verb => verb.to_owned(),

@@ -226,7 +226,6 @@ fn check_options(query: &Query, watch: bool) -> Result<(), Status> {
 
 fn page(world: &World<'_>, info: &RequestInfo, kind: &Kind) -> Result<Page, Status> {
     let query = &info.query;
-    check_options(query, false)?;
     let limit = match query.get("limit") {
         "" => 0,
         text => text.parse().map_err(|_| {
@@ -235,26 +234,51 @@ fn page(world: &World<'_>, info: &RequestInfo, kind: &Kind) -> Result<Page, Stat
         })?,
     };
     let range = KeyRange::prefix(kind.namespace_prefix(&info.object.namespace).into_bytes());
-    let token = query.get("continue");
-    let current = world.snapshot.revision();
-    if !token.is_empty() {
-        let bad = || Status::bad_request("continue key is not valid");
-        let json = URL_SAFE_NO_PAD.decode(token).map_err(|_| bad())?;
-        let token: Value = serde_json::from_slice(&json).map_err(|_| bad())?;
-        let at = Revision(token["rv"].as_u64().filter(|rv| *rv > 0).ok_or_else(bad)?);
-        let start = token["start"].as_str().ok_or_else(bad)?.as_bytes();
-        if !range.contains(start) {
-            return Err(bad());
+    if let Some((at, start)) = token(query)? {
+        if !range.contains(&start) {
+            return Err(bad_token());
         }
-        let start = Bytes::from([start, b"\0"].concat());
+        let start = Bytes::from([&start[..], b"\0"].concat());
         return Ok(Page { at, range: KeyRange { start, ..range }, limit });
     }
-    let wanted = revision_of(query.get("resourceVersion"))?;
+    Ok(Page { at: list_revision(world, info)?, range, limit })
+}
+
+/// The revision and the key that a continue token names, if there is one.
+fn token(query: &Query) -> Result<Option<(Revision, Bytes)>, Status> {
+    let token = query.get("continue");
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let json = URL_SAFE_NO_PAD.decode(token).map_err(|_| bad_token())?;
+    let token: Value = serde_json::from_slice(&json).map_err(|_| bad_token())?;
+    let at = token["rv"].as_u64().filter(|rv| *rv > 0).ok_or_else(bad_token)?;
+    let start = token["start"].as_str().ok_or_else(bad_token)?;
+    Ok(Some((Revision(at), Bytes::copy_from_slice(start.as_bytes()))))
+}
+
+fn bad_token() -> Status {
+    Status::bad_request("continue key is not valid")
+}
+
+/// The revision of the first page, when this is a later one.
+pub(crate) fn continued(info: &RequestInfo) -> Result<Option<Revision>, Status> {
+    Ok(token(&info.query)?.map(|(at, _)| at))
+}
+
+/// The revision that a list is to show.
+pub(crate) fn list_revision(world: &World<'_>, info: &RequestInfo) -> Result<Revision, Status> {
+    check_options(&info.query, false)?;
+    if let Some(at) = continued(info)? {
+        return Ok(at);
+    }
+    let current = world.snapshot.revision();
+    let wanted = revision_of(info.query.get("resourceVersion"))?;
     if wanted > current {
         return Err(too_large(wanted, current));
     }
-    let exact = query.get("resourceVersionMatch") == "Exact";
-    Ok(Page { at: if exact { wanted } else { current }, range, limit })
+    let exact = info.query.get("resourceVersionMatch") == "Exact";
+    Ok(if exact { wanted } else { current })
 }
 
 fn too_large(wanted: Revision, current: Revision) -> Status {
@@ -280,11 +304,16 @@ pub(crate) fn revision_of(text: &str) -> Result<Revision, Status> {
 fn gone(error: &ReadError) -> Status {
     match error {
         ReadError::FutureRevision(current) => too_large(Revision(u64::MAX), *current),
-        ReadError::Compacted(_) => Status::expired(
-            "The provided continue parameter is too old to display a consistent list result. You \
-             can start a new list without the continue parameter.",
-        ),
+        ReadError::Compacted(_) => gone_list(),
     }
+}
+
+/// A list at a revision that nobody knows any more.
+pub(crate) fn gone_list() -> Status {
+    Status::expired(
+        "The provided continue parameter is too old to display a consistent list result. You \
+         can start a new list without the continue parameter.",
+    )
 }
 
 fn list(

@@ -2,6 +2,7 @@
 
 use alloc::borrow::ToOwned;
 use alloc::collections::BTreeMap;
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -42,6 +43,8 @@ pub struct Request {
     pub body: Bytes,
     /// Who says who they are, and how.
     pub credential: Credential,
+    /// When the cluster is to be looked at, as the header `Knarr-At` says it; empty is now.
+    pub at: String,
 }
 
 impl Request {
@@ -55,6 +58,7 @@ impl Request {
             content_type: "application/json".to_owned(),
             body: Bytes::new(),
             credential,
+            at: String::new(),
         }
     }
 
@@ -68,6 +72,14 @@ impl Request {
         let reads = matches!(self.method, Method::Get | Method::Head);
         let wanted = || Query::parse(&self.query).get("resourceVersion").parse();
         reads && wanted().is_ok_and(|wanted| Revision(wanted) <= have)
+    }
+
+    /// Takes the moment out of a path that begins with one: `/at/WHEN/api/…`.
+    pub(crate) fn take_moment(&mut self) {
+        let Some(rest) = self.path.strip_prefix("/at/") else { return };
+        let (at, rest) = rest.split_once('/').unwrap_or((rest, ""));
+        self.at = percent_decode(at, Plus::Itself);
+        self.path = format!("/{rest}");
     }
 }
 
@@ -295,7 +307,6 @@ fn plain_verb(method: Method) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::format;
 
     fn shown(method: Method, target: &str) -> String {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));

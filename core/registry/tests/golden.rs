@@ -214,6 +214,7 @@ golden! {
     deletes
     lists
     objects
+    past
     pods
     roles
     services

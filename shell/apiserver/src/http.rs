@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::stream;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, WARNING};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -29,6 +29,8 @@ use crate::watcher::{Watcher, WatcherEnd};
 
 /// The largest request body, as upstream has it.
 const MAX_BODY: usize = 3 << 20;
+/// When the cluster is to be looked at.
+const AT: HeaderName = HeaderName::from_static("knarr-at");
 /// A client that does not finish the handshake or its headers in this time is let go.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// After a connection could not be accepted.
@@ -194,6 +196,7 @@ async fn read_request(
         content_type,
         body,
         credential: credential(server, peer, header(&parts.headers, AUTHORIZATION)),
+        at: word(AT),
     })
 }
 
@@ -208,7 +211,7 @@ async fn read_body(body: Incoming) -> Result<Bytes, Status> {
     Ok(collected.to_bytes())
 }
 
-fn header(headers: &HeaderMap, name: http::HeaderName) -> &str {
+fn header(headers: &HeaderMap, name: HeaderName) -> &str {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 

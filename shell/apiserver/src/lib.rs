@@ -9,6 +9,7 @@ mod documents;
 mod http;
 mod metrics;
 mod nodes;
+mod past;
 mod server;
 mod tokens;
 mod watcher;

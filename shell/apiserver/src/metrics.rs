@@ -29,12 +29,23 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     seconds: Family<VerbLabel, Histogram>,
     revision: Gauge<f64, AtomicU64>,
+    /// What the store weighs, by part, and what it refused.
+    weights: [Gauge<f64, AtomicU64>; 5],
     memory: Gauge<f64, AtomicU64>,
 }
 
 /// Upstream's buckets of apiserver_request_duration_seconds, in seconds.
 const BUCKETS: [f64; 14] =
     [0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
+
+/// Names and meanings of what the store weighs.
+const WEIGHTS: [(&str, &str); 5] = [
+    ("knarr_store_live_bytes", "What the newest versions weigh in memory."),
+    ("knarr_store_history_bytes", "What the recent past weighs in memory."),
+    ("knarr_store_budget_bytes", "What these two may weigh together."),
+    ("knarr_store_archive_bytes", "What the older past weighs on disk."),
+    ("knarr_store_refused_writes", "Writes refused because they would go over the budget."),
+];
 
 impl Metrics {
     pub(crate) fn new() -> Self {
@@ -50,12 +61,17 @@ impl Metrics {
             seconds.clone(),
         );
         registry.register("knarr_store_revision", "The newest durable revision.", revision.clone());
+        let weights = WEIGHTS.map(|(name, help)| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        });
         registry.register(
             "process_resident_memory_bytes",
             "Resident memory size in bytes.",
             memory.clone(),
         );
-        Self { registry, requests, seconds, revision, memory }
+        Self { registry, requests, seconds, revision, weights, memory }
     }
 
     pub(crate) fn observe(
@@ -76,6 +92,12 @@ impl Metrics {
     /// The text that Prometheus reads.
     pub(crate) fn render(&self, store: &Store) -> String {
         self.revision.set(store.durable().0 as f64);
+        let weights = store.weights();
+        let figures = [weights.live, weights.history, weights.budget].map(|bytes| bytes as f64);
+        let figures = figures.into_iter().chain([weights.archive as f64, weights.refused as f64]);
+        for (gauge, figure) in self.weights.iter().zip(figures) {
+            gauge.set(figure);
+        }
         self.memory.set(resident_bytes().unwrap_or(0.0));
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a string");

@@ -23,6 +23,7 @@ use tracing::{info, warn};
 
 use crate::documents::Documents;
 use crate::metrics::Metrics;
+use crate::past;
 use crate::tokens::Tokens;
 use crate::watcher::Watcher;
 
@@ -232,6 +233,9 @@ impl Server {
         loop {
             match self.step(&mut call, answer) {
                 Step::Reply(response) => return self.own_pages(response),
+                Step::Ask(Ask::Past { range, at, compacted }) => {
+                    answer = Answer::Past(past::read(&self.store, range, at, compacted).await);
+                }
                 Step::Ask(ask) => answer = self.answer(ask),
                 Step::Commit(txn) => match self.store.txn(txn).await {
                     Ok(response) => answer = Answer::Committed(response),
@@ -279,6 +283,7 @@ impl Server {
             Ask::VerifyToken { token, audiences } => {
                 Answer::Verified(self.tokens.verify(&token, &audiences))
             }
+            Ask::Past { .. } => unreachable!("the past is read by its own arm"),
         }
     }
 

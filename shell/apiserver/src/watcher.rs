@@ -8,6 +8,7 @@ use knarr_mvcc::Revision;
 use knarr_registry::{Seen, Snapshot, WatchSpec, WatchStart};
 use knarr_store::{Store, Watch, WatchError};
 use tokio::time::{Instant, sleep_until};
+use tracing::warn;
 
 use crate::server::now;
 
@@ -135,6 +136,10 @@ impl Watcher {
 fn over(error: WatchError, after: Revision) -> WatcherEnd {
     match error {
         WatchError::Compacted(compacted) => WatcherEnd::Expired { after, oldest: compacted.oldest },
-        _ => WatcherEnd::Done,
+        WatchError::Past(error) => {
+            warn!(%error, "a watch ends where history cannot be read");
+            WatcherEnd::Expired { after, oldest: after }
+        }
+        WatchError::Closed => WatcherEnd::Done,
     }
 }

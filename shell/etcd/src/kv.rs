@@ -2,14 +2,14 @@
 
 use knarr_etcd_model::auth::{Need, Right};
 use knarr_etcdpb::etcdserverpb as pb;
-use knarr_mvcc::{Answer, Command, TxnResponse};
+use knarr_mvcc::{Answer, Command, ReadError, TxnResponse};
 use pb::kv_server::Kv;
 use pb::request_op::Request as Operation;
 use pb::response_op::Response as Outcome;
 use tonic::{Request, Response, Status};
 
 use crate::face::{Caller, Face};
-use crate::refusal::{refused, unreadable};
+use crate::refusal::{refused, unreadable, untold};
 use crate::wire::{Asked, op_response, query, range_response, revision, txn_response};
 
 impl Face {
@@ -53,7 +53,11 @@ impl Kv for Face {
         self.judge(&self.auth(), &caller, &[need])?;
         let (revision, found) =
             self.store.read(|keyspace, revision| (revision, keyspace.query(&query)));
-        let found = found.map_err(unreadable)?;
+        let found = match found {
+            // Memory does not go back so far; the disk may.
+            Err(ReadError::Compacted(_)) => self.store.query(query).await.map_err(untold)?,
+            found => found.map_err(unreadable)?,
+        };
         Ok(Response::new(range_response(self.header(revision), found)))
     }
 

@@ -2,7 +2,7 @@
 
 use knarr_etcd_model::auth::AuthError;
 use knarr_mvcc::{ReadError, Refusal};
-use knarr_store::StoreError;
+use knarr_store::{PastError, StoreError};
 use tonic::{Code, Status};
 
 /// What this face refuses before the store is asked.
@@ -53,11 +53,25 @@ pub(crate) fn unreadable(error: ReadError) -> Status {
     refused(error.into())
 }
 
+/// A revision that cannot be read from disk either.
+pub(crate) fn untold(error: PastError) -> Status {
+    match error {
+        PastError::Gone { oldest, .. } | PastError::Compacted(oldest) => {
+            refused(Refusal::Compacted(oldest))
+        }
+        PastError::Future(newest) => refused(Refusal::FutureRevision(newest)),
+        error => Status::data_loss(format!("etcdserver: {error}")),
+    }
+}
+
 /// A write that did not happen, or may not have.
 pub(crate) fn failed(error: StoreError) -> Status {
     match error {
         StoreError::Refused(refusal) => refused(refusal),
         StoreError::TooLarge(..) => Status::invalid_argument("etcdserver: request is too large"),
+        StoreError::NoSpace => {
+            Status::resource_exhausted("etcdserver: mvcc: database space exceeded")
+        }
         StoreError::Full => Status::resource_exhausted("etcdserver: no space left on the disk"),
         StoreError::Failed(why) => Status::data_loss(format!("etcdserver: the disk failed: {why}")),
         StoreError::Closed => Status::unavailable("etcdserver: server stopped"),

@@ -212,10 +212,10 @@ impl Stream {
 
     async fn drain(&mut self, token: u64) -> Result<(), Gone> {
         while let Some(watched) = self.watches.get_mut(&token) {
-            let batch = match watched.watch.try_next() {
+            let batch = match watched.watch.try_next().await {
                 Ok(Some(batch)) => batch,
                 Ok(None) => return Ok(()),
-                Err(WatchError::Closed) => return Err(Gone),
+                Err(WatchError::Closed | WatchError::Past(_)) => return Err(Gone),
                 Err(WatchError::Compacted(gone)) => {
                     return self.compacted(token, gone.oldest).await;
                 }

@@ -1,7 +1,7 @@
 //! Backups: snapshots in etcd's format out of a store, and items into a new data directory.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
 use knarr_etcd_model::Image;
@@ -14,7 +14,9 @@ use crate::config::StoreConfig;
 use crate::disk::Disk;
 use crate::error::{BackupError, RestoreError};
 use crate::log::Log;
+use crate::pace::Pace;
 use crate::recovery::recover;
+use crate::store::read_lock;
 
 /// Pieces are at least this long, but for the last two.
 const PIECE: usize = 64 << 10;
@@ -106,9 +108,10 @@ pub fn restore(
     }
     let mut state = state.finish().map_err(RestoreError::Items)?;
     state.trim(config.history_bytes);
+    let state = Arc::new(RwLock::new(state));
     write(&disk, config, &state).map_err(RestoreError::Io)?;
     let read = recover(disk, config).map_err(RestoreError::Open)?;
-    if !read.keyspace.snapshot().eq(state.snapshot()) {
+    if !read.keyspace.snapshot().eq(read_lock(&state).snapshot()) {
         return Err(RestoreError::Differs);
     }
     Ok(read.keyspace)
@@ -126,8 +129,14 @@ fn began(item: Item) -> Item {
 }
 
 /// The log comes last: without it the checkpoint is not opened.
-fn write(disk: &Arc<dyn Disk>, config: &StoreConfig, state: &Keyspace) -> io::Result<()> {
-    let index = CheckpointJob::new(disk.clone(), config.identity, 1, state).run()?;
+fn write(
+    disk: &Arc<dyn Disk>,
+    config: &StoreConfig,
+    state: &Arc<RwLock<Keyspace>>,
+) -> io::Result<()> {
+    let (pace, state) = (Pace::default(), state.clone());
+    pace.hurry();
+    let index = CheckpointJob::new(disk.clone(), config.identity, 1, state, pace).run()?;
     let segment_bytes = config.segment_bytes as u64;
     Log::create(disk.clone(), config.identity, segment_bytes, index + 1).map(drop)
 }

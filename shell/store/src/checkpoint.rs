@@ -3,17 +3,23 @@
 //! Written under a temporary name, synced, renamed, and the directory synced; only then may the log
 //! shrink. The file is a header and records as in the log: each payload is a run of items, each
 //! with its length (4 bytes) before it; an empty payload ends the file.
+//!
+//! A checkpoint shows one moment, but is read from the state in short steps while writes go on: the
+//! keyspace knows its past, and is told to hold it until the last step.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
+use std::time::Instant;
 
-use knarr_mvcc::{Item, Keyspace, Restore};
+use knarr_mvcc::{Item, Keyspace, Restore, Revision, Walk};
 
-use crate::config::Identity;
+use crate::config::{Identity, StoreConfig};
 use crate::disk::{Disk, DiskFile};
 use crate::error::OpenError;
 use crate::log::{TEMPORARY, parse_indexed};
+use crate::pace::{PIECE, Pace};
 use crate::record::{FILE_HEADER, FileHeader, Magic, RECORD_HEADER, Record};
+use crate::store::read_lock;
 
 const CHECKPOINT: &str = "checkpoint-";
 /// A record is closed once its payload is this long.
@@ -29,15 +35,16 @@ pub(crate) fn parse_checkpoint(name: &str) -> Option<u64> {
     parse_indexed(name, CHECKPOINT)
 }
 
-/// A checkpoint to be written. It shares the values it holds and needs no lock, so that any
-/// thread may [`CheckpointJob::run`] it while the store goes on.
+/// A checkpoint to be written. It reads the keyspace in short steps, so that any thread may
+/// [`CheckpointJob::run`] it while the store goes on.
 #[derive(Debug)]
 pub struct CheckpointJob {
     disk: Arc<dyn Disk>,
     identity: Identity,
-    index: u64,
     term: u64,
-    items: Vec<Item>,
+    keyspace: Arc<RwLock<Keyspace>>,
+    walk: Walk,
+    pace: Pace,
 }
 
 impl CheckpointJob {
@@ -45,44 +52,52 @@ impl CheckpointJob {
         disk: Arc<dyn Disk>,
         identity: Identity,
         term: u64,
-        keyspace: &Keyspace,
+        keyspace: Arc<RwLock<Keyspace>>,
+        pace: Pace,
     ) -> Self {
-        let items = keyspace.snapshot().collect();
-        Self { disk, identity, index: keyspace.index(), term, items }
+        let walk = read_lock(&keyspace).walk();
+        Self { disk, identity, term, keyspace, walk, pace }
+    }
+
+    /// Where the history has to be held meanwhile.
+    pub(crate) fn floor(&self) -> Revision {
+        self.walk.meta().floor
     }
 
     /// Writes the file and makes it durable; the index it stands for.
     ///
     /// # Errors
     /// The disk's; the log is as it was, and a later checkpoint may succeed.
-    pub fn run(self) -> io::Result<u64> {
+    pub fn run(mut self) -> io::Result<u64> {
+        let index = self.walk.meta().index;
         let temporary = format!("{TEMPORARY}checkpoint");
         let done = self.write(&temporary).and_then(|()| {
-            self.disk.rename(&temporary, &checkpoint_name(self.index))?;
+            self.disk.rename(&temporary, &checkpoint_name(index))?;
             self.disk.sync_dir()
         });
         if done.is_err() {
             // The space matters more than a second error.
             let _ = self.disk.remove(&temporary);
         }
-        done.map(|()| self.index)
+        done.map(|()| index)
     }
 
-    fn write(&self, temporary: &str) -> io::Result<()> {
-        let mut out = Output { file: self.disk.create(temporary)?, offset: 0 };
-        let header =
-            FileHeader { magic: Magic::Checkpoint, identity: self.identity, index: self.index };
-        out.write(&header.encode())?;
+    fn write(&mut self, temporary: &str) -> io::Result<()> {
+        let file = self.disk.create(temporary)?;
+        let mut out = Output { file, offset: 0, synced: 0, start: Instant::now() };
+        let (identity, index) = (self.identity, self.walk.meta().index);
+        out.write(&FileHeader { magic: Magic::Checkpoint, identity, index }.encode())?;
         let mut payload = Vec::with_capacity(2 * CHUNK);
         let mut number = 1;
-        for item in &self.items {
-            let bytes = item.encode();
-            payload.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-            payload.extend_from_slice(&bytes);
-            if payload.len() >= CHUNK {
-                out.record(number, self.term, &payload)?;
-                payload.clear();
-                number += 1;
+        while let Some(items) = self.step() {
+            for item in items {
+                write_item(&mut payload, &item);
+                if payload.len() >= CHUNK {
+                    out.record(number, self.term, &payload)?;
+                    payload.clear();
+                    number += 1;
+                    out.rest(&self.pace)?;
+                }
             }
         }
         if !payload.is_empty() {
@@ -92,12 +107,27 @@ impl CheckpointJob {
         out.record(number, self.term, &[])?;
         out.file.sync_data()
     }
+
+    fn step(&mut self) -> Option<Vec<Item>> {
+        read_lock(&self.keyspace).walk_on(&mut self.walk)
+    }
+}
+
+/// Adds an item to a payload.
+pub(crate) fn write_item(payload: &mut Vec<u8>, item: &Item) {
+    let bytes = item.encode();
+    payload.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    payload.extend_from_slice(&bytes);
 }
 
 /// A file that grows.
 struct Output {
     file: Box<dyn DiskFile>,
     offset: u64,
+    /// So much of it is durable.
+    synced: u64,
+    /// When the piece after that was begun.
+    start: Instant,
 }
 
 impl Output {
@@ -112,6 +142,16 @@ impl Output {
         Record { index, term, committed: 0, payload }.encode(&mut bytes);
         self.write(&bytes)
     }
+
+    /// Makes a piece durable and rests, once there is one.
+    fn rest(&mut self, pace: &Pace) -> io::Result<()> {
+        if self.offset - self.synced >= PIECE as u64 {
+            self.file.sync_data()?;
+            pace.rest(self.start);
+            (self.synced, self.start) = (self.offset, Instant::now());
+        }
+        Ok(())
+    }
 }
 
 /// What a checkpoint held.
@@ -123,7 +163,10 @@ pub(crate) struct Loaded {
 }
 
 /// Reads a checkpoint back, a record at a time: it may be as large as the memory.
-pub(crate) fn load(disk: &dyn Disk, index: u64) -> Result<Loaded, OpenError> {
+pub(crate) fn load(disk: &dyn Disk, index: u64, config: &StoreConfig) -> Result<Loaded, OpenError> {
+    let budget = config.memory_bytes;
+    // What was let in under this budget fits again, and so does history that waits for its archive.
+    let limit = budget.saturating_add(budget / 8).saturating_add(8 * config.history_bytes);
     let name = checkpoint_name(index);
     let failed = |source| OpenError::Io { file: name.clone(), source };
     let damaged = |offset: u64, what: &str| OpenError::corrupt(&name, offset, what);
@@ -141,7 +184,11 @@ pub(crate) fn load(disk: &dyn Disk, index: u64) -> Result<Loaded, OpenError> {
         let record = input.record().map_err(failed)?.filter(|record| record.index == number);
         let record = record.ok_or_else(|| damaged(offset, "the record's checksum is wrong"))?;
         if !record.payload.is_empty() {
-            push_items(&mut restore, record.payload).map_err(|what| damaged(offset, &what))?;
+            let push = |item| restore.push(item).map_err(|error| error.to_string());
+            read_items(record.payload, push).map_err(|what| damaged(offset, &what))?;
+            if restore.held_bytes() > limit {
+                return Err(OpenError::TooLarge { file: name, budget });
+            }
             continue;
         }
         let term = record.term;
@@ -186,12 +233,15 @@ impl Input {
     }
 }
 
-fn push_items(restore: &mut Restore, mut payload: &[u8]) -> Result<(), String> {
+/// Reads the items of a payload.
+pub(crate) fn read_items(
+    mut payload: &[u8],
+    mut take: impl FnMut(Item) -> Result<(), String>,
+) -> Result<(), String> {
     while let Some((len, rest)) = payload.split_first_chunk::<4>() {
         let len = u32::from_le_bytes(*len) as usize;
         let (item, rest) = rest.split_at_checked(len).ok_or("an item is cut")?;
-        let item = Item::decode(item).map_err(|error| error.to_string())?;
-        restore.push(item).map_err(|error| error.to_string())?;
+        take(Item::decode(item).map_err(|error| error.to_string())?)?;
         payload = rest;
     }
     if payload.is_empty() { Ok(()) } else { Err("an item is cut".into()) }

@@ -106,12 +106,7 @@ fn create_durably(dir: &Path) -> io::Result<()> {
 
 impl Disk for RealDisk {
     fn list(&self) -> io::Result<Vec<String>> {
-        let names = fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.file_name()));
-        let names: io::Result<Vec<_>> = names.collect();
-        let mut names: Vec<String> =
-            names?.into_iter().filter_map(|name| name.into_string().ok()).collect();
-        names.sort();
-        Ok(names)
+        list(&self.dir)
     }
 
     fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
@@ -136,6 +131,61 @@ impl Disk for RealDisk {
     fn sync_dir(&self) -> io::Result<()> {
         File::open(&self.dir)?.sync_all()
     }
+}
+
+/// A directory that is only read, whoever owns it.
+#[derive(Debug)]
+pub struct ReadDisk(PathBuf);
+
+impl ReadDisk {
+    /// A directory that is there.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn open(dir: impl Into<PathBuf>) -> io::Result<Self> {
+        let dir = dir.into();
+        if fs::metadata(&dir)?.is_dir() {
+            Ok(Self(dir))
+        } else {
+            Err(io::ErrorKind::NotADirectory.into())
+        }
+    }
+}
+
+impl Disk for ReadDisk {
+    fn list(&self) -> io::Result<Vec<String>> {
+        list(&self.0)
+    }
+
+    fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(File::open(self.0.join(name))?))
+    }
+
+    fn create(&self, _: &str) -> io::Result<Box<dyn DiskFile>> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn rename(&self, _: &str, _: &str) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn remove(&self, _: &str) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Names of all files of a directory, sorted.
+fn list(dir: &Path) -> io::Result<Vec<String>> {
+    let names = fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name()));
+    let names: io::Result<Vec<_>> = names.collect();
+    let mut names: Vec<String> =
+        names?.into_iter().filter_map(|name| name.into_string().ok()).collect();
+    names.sort();
+    Ok(names)
 }
 
 impl DiskFile for File {

@@ -2,21 +2,30 @@
 //! and so does the simulator.
 
 use std::io;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, RwLock, Weak};
 
 use knarr_mvcc::{Command, Keyspace, Outcome, Revision};
 
+use crate::archive::{Archive, ArchiveJob};
 use crate::checkpoint::{CheckpointJob, checkpoint_name, parse_checkpoint};
 use crate::config::{Identity, StoreConfig};
 use crate::disk::Disk;
 use crate::error::{OpenError, StoreError};
 use crate::log::Log;
+use crate::pace::Pace;
+use crate::past::Past;
 use crate::record::{FILE_HEADER, Record};
 use crate::recovery::recover;
 use crate::store::{read_lock, write_lock};
 
+/// History that cannot be written down may weigh so many times its budget before it is given up.
+const HISTORY_OVERHANG: usize = 4;
 /// On a full disk every so many refused batches ask for a checkpoint, the first one too.
 const STARVED_EVERY: u32 = 64;
+
+/// How many changes are forgotten with a batch beside twice its own number: compactions are
+/// worked off, and no batch waits for more than that.
+const FORGET_PIECE: usize = 64;
 
 /// A command and its bytes.
 #[derive(Clone, Debug)]
@@ -36,6 +45,9 @@ pub struct Engine {
     /// Bytes of log that the newest checkpoint does not have.
     log_bytes: u64,
     checkpoint: Checkpoint,
+    archive: Option<Arc<Archive>>,
+    archiving: Archiving,
+    pace: Pace,
     /// Batches refused for want of space since the last that was not.
     refused: u32,
     /// Whether a checkpoint should make space.
@@ -48,8 +60,16 @@ pub struct Engine {
 #[derive(Debug, PartialEq, Eq)]
 enum Checkpoint {
     Idle,
-    /// The log's size when it began.
-    Running(u64),
+    /// The log's size when it began, and where it needs the history.
+    Running(u64, Revision),
+}
+
+/// Whether history is being written down.
+#[derive(Debug, PartialEq, Eq)]
+enum Archiving {
+    /// No; and after a failure not before history weighs so much.
+    Idle(usize),
+    Running,
 }
 
 impl Entry {
@@ -66,7 +86,10 @@ impl Engine {
     /// [`OpenError`].
     pub fn open(disk: Arc<dyn Disk>, config: StoreConfig) -> Result<Self, OpenError> {
         let recovered = recover(disk, &config)?;
-        Ok(Self {
+        let mut engine = Self {
+            archive: recovered.archive,
+            archiving: Archiving::Idle(0),
+            pace: Pace::default(),
             keyspace: Arc::new(RwLock::new(recovered.keyspace)),
             log: recovered.log,
             config,
@@ -75,7 +98,39 @@ impl Engine {
             refused: 0,
             starved: false,
             failed: None,
-        })
+        };
+        engine.hold();
+        Ok(engine)
+    }
+
+    /// The state and all that is known of its past.
+    pub fn past(&self) -> Past {
+        Past { keyspace: self.keyspace.clone(), archive: self.archive.clone() }
+    }
+
+    pub(crate) fn archive(&self) -> Weak<Archive> {
+        self.archive.as_ref().map_or_else(Weak::new, Arc::downgrade)
+    }
+
+    /// Tells the history how far it may forget: what is on disk, and no checkpoint needs.
+    fn hold(&mut self) {
+        let archived = self.archive.as_ref().map_or(Revision(u64::MAX), |archive| archive.end());
+        let needed = match self.checkpoint {
+            Checkpoint::Running(_, floor) => floor,
+            Checkpoint::Idle => Revision(u64::MAX),
+        };
+        write_lock(&self.keyspace).hold(archived.min(needed));
+    }
+
+    /// Forgets a piece of what is to be forgotten; whether there is more.
+    pub fn forget(&mut self) -> bool {
+        write_lock(&self.keyspace).forget(self.config.history_bytes, FORGET_PIECE)
+    }
+
+    /// Whether there is room for a command beside `pending` bytes that wait in front of it; if so
+    /// they become more.
+    pub fn admits(&self, command: &Command, pending: &mut usize) -> bool {
+        read_lock(&self.keyspace).admits(command, self.config.memory_bytes, pending)
     }
 
     /// The state; it never holds anything that is not durable.
@@ -121,7 +176,14 @@ impl Engine {
         match self.log.reserve(entries.iter().map(|entry| entry.bytes.len())) {
             Ok(()) => self.refused = 0,
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-                self.starved |= self.refused.is_multiple_of(STARVED_EVERY);
+                let starved = self.refused.is_multiple_of(STARVED_EVERY);
+                self.starved |= starved;
+                // Old history gives way to new writes.
+                if let Some(archive) = self.archive.as_ref().filter(|_| starved)
+                    && let Err(error) = archive.shed()
+                {
+                    tracing::warn!(%error, "old history could not be removed");
+                }
                 self.refused = self.refused.wrapping_add(1);
                 return Err(StoreError::Full);
             }
@@ -134,8 +196,13 @@ impl Engine {
         let outcomes =
             (first..).zip(entries).map(|(index, entry)| keyspace.apply(index, &entry.command));
         let outcomes = outcomes.collect();
-        keyspace.trim(self.config.history_bytes);
+        keyspace.forget(self.config.history_bytes, FORGET_PIECE + 2 * entries.len());
         Ok(outcomes)
+    }
+
+    /// Jobs in the background are waited for: they take no more rests.
+    pub fn hurry(&self) {
+        self.pace.hurry();
     }
 
     /// Ends the log with a mark, which makes even a broken last record provable damage.
@@ -161,19 +228,66 @@ impl Engine {
         if !due || self.checkpoint != Checkpoint::Idle || self.failed.is_some() {
             return None;
         }
-        self.checkpoint = Checkpoint::Running(self.log_bytes);
-        let keyspace = read_lock(&self.keyspace);
         let disk = self.log.disk.clone();
-        Some(CheckpointJob::new(disk, self.log.identity, self.log.term, &keyspace))
+        let keyspace = self.keyspace.clone();
+        let (log, pace) = (&self.log, self.pace.clone());
+        let job = CheckpointJob::new(disk, log.identity, log.term, keyspace, pace);
+        self.checkpoint = Checkpoint::Running(self.log_bytes, job.floor());
+        self.hold();
+        Some(job)
+    }
+
+    /// The history that is due to be written down, to be run anywhere; the result goes to
+    /// [`Engine::end_archive`].
+    pub fn begin_archive(&mut self) -> Option<ArchiveJob> {
+        let Archiving::Idle(not_before) = self.archiving else { return None };
+        let archive = self.archive.clone().filter(|_| self.failed.is_none())?;
+        let budget = self.config.history_bytes;
+        let keyspace = read_lock(&self.keyspace);
+        let (bytes, end) = (keyspace.history_bytes(), archive.end());
+        let compacted = keyspace.compacted().0 > end.0 + 1 && keyspace.floor() <= end;
+        let over = bytes > budget + budget / 4 && end < keyspace.revision();
+        drop(keyspace);
+        if bytes < not_before || !(compacted || over) {
+            return None;
+        }
+        self.archiving = Archiving::Running;
+        let (keyspace, pace) = (self.keyspace.clone(), self.pace.clone());
+        Some(ArchiveJob { archive, keyspace, budget, pace })
+    }
+
+    /// Takes the result of writing history down. What could not be written waits in memory, up to
+    /// a bound; then it is given up.
+    pub fn end_archive(&mut self, result: io::Result<()>) {
+        self.archiving = Archiving::Idle(0);
+        let (Err(error), Some(archive)) = (result, self.archive.clone()) else {
+            return self.hold();
+        };
+        tracing::warn!(%error, "history could not be written down");
+        let (bytes, newest) = {
+            let keyspace = read_lock(&self.keyspace);
+            (keyspace.history_bytes(), keyspace.revision())
+        };
+        let budget = self.config.history_bytes;
+        let shed = error.kind() == io::ErrorKind::StorageFull && archive.shed().unwrap_or(false);
+        if !shed && bytes > HISTORY_OVERHANG * budget {
+            tracing::warn!(revision = newest.0, "older history is given up");
+            if let Err(error) = archive.reset(newest) {
+                tracing::warn!(%error, "old history could not be removed");
+            }
+        }
+        self.archiving = Archiving::Idle(if shed { 0 } else { bytes + budget / 4 });
+        self.hold();
     }
 
     /// Takes the result of a checkpoint, and removes what it replaces.
     pub fn end_checkpoint(&mut self, result: io::Result<u64>) {
-        if let Checkpoint::Running(covered) = self.checkpoint {
+        if let Checkpoint::Running(covered, _) = self.checkpoint {
             // After a failure the next one is due only when as much log has come again.
             self.log_bytes -= covered;
         }
         self.checkpoint = Checkpoint::Idle;
+        self.hold();
         let retired = result.and_then(|index| {
             self.log.retire(index)?;
             self.retire_checkpoints(index)

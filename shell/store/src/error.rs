@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use knarr_mvcc::{Compacted, Refusal};
+use knarr_mvcc::{Compacted, Refusal, Revision};
 
 /// Why a store cannot be opened. Nothing on disk was changed.
 #[derive(Debug)]
@@ -32,6 +32,13 @@ pub enum OpenError {
         /// The oldest format version that may read it.
         oldest_reader: u32,
     },
+    /// The state needs more memory than it may have. Nothing is wrong with it.
+    TooLarge {
+        /// Which file.
+        file: String,
+        /// What state and history may weigh, in bytes.
+        budget: usize,
+    },
     /// The disk failed.
     Io {
         /// Which file or directory.
@@ -50,6 +57,9 @@ pub enum StoreError {
     TooLarge(usize, usize),
     /// No space on the disk. Nothing was written; later writes succeed once there is space.
     Full,
+    /// State and history have all the memory they may have, and this would add to it. Nothing was
+    /// written; deletions and compactions pass, and later writes succeed once there is room.
+    NoSpace,
     /// The disk failed earlier. Whether the write survives shows after a restart.
     Failed(Arc<str>),
     /// The store is closed; nothing was written.
@@ -89,12 +99,50 @@ pub enum RestoreError {
 }
 
 /// Why a watch ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WatchError {
     /// It asked for history that is gone: read the present, then watch from there.
     Compacted(Compacted),
+    /// The history that it asked for cannot be read back.
+    Past(PastError),
     /// The store is closed.
     Closed,
+}
+
+/// Why the past cannot be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PastError {
+    /// It goes back only so far.
+    Gone {
+        /// The oldest revision there is.
+        oldest: Revision,
+        /// When that was left behind, in milliseconds since 1970, if it is known.
+        since: Option<u64>,
+    },
+    /// It was compacted away, and compaction was to count; the oldest revision that is left.
+    Compacted(Revision),
+    /// It has not happened yet; the newest revision.
+    Future(Revision),
+    /// A file of the past is damaged.
+    Damaged {
+        /// Which file.
+        file: String,
+        /// Where in it, in bytes.
+        offset: u64,
+    },
+    /// A file of the past cannot be read.
+    Io {
+        /// Which file.
+        file: String,
+        /// Why.
+        why: String,
+    },
+}
+
+impl PastError {
+    pub(crate) fn io(file: &str, error: &io::Error) -> Self {
+        Self::Io { file: file.into(), why: error.to_string() }
+    }
 }
 
 impl fmt::Display for OpenError {
@@ -110,6 +158,11 @@ impl fmt::Display for OpenError {
             Self::TooNew { file, oldest_reader } => {
                 write!(f, "{file} needs a knarr that reads format {oldest_reader} or newer")
             }
+            Self::TooLarge { file, budget } => write!(
+                f,
+                "{file} needs more than the {budget} bytes of memory that state and history may \
+                 have: start it with a larger budget; only then can it be made smaller"
+            ),
             Self::Io { file, source } => write!(f, "{file}: {source}"),
         }
     }
@@ -132,6 +185,7 @@ impl fmt::Display for StoreError {
                 write!(f, "request of {size} bytes is over the limit of {limit}")
             }
             Self::Full => f.write_str("no space left on the store's disk"),
+            Self::NoSpace => f.write_str("mvcc: database space exceeded"),
             Self::Failed(why) => write!(f, "the store stopped after a disk failure: {why}"),
             Self::Closed => f.write_str("the store is closed"),
             Self::Etcd(why) => write!(f, "etcd: {why}"),
@@ -180,9 +234,46 @@ impl fmt::Display for WatchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Compacted(gone) => gone.fmt(f),
+            Self::Past(error) => error.fmt(f),
             Self::Closed => f.write_str("the store is closed"),
         }
     }
 }
 
 impl std::error::Error for WatchError {}
+
+impl fmt::Display for PastError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone { oldest, since: Some(ms) } => {
+                write!(f, "history begins at revision {}, {}", oldest.0, wall(*ms))
+            }
+            Self::Gone { oldest, since: None } => {
+                write!(f, "history begins at revision {}", oldest.0)
+            }
+            Self::Compacted(at) => Refusal::Compacted(*at).fmt(f),
+            Self::Future(now) => Refusal::FutureRevision(*now).fmt(f),
+            Self::Damaged { file, offset } => write!(f, "{file} is damaged at offset {offset}"),
+            Self::Io { file, why } => write!(f, "{file}: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for PastError {}
+
+impl From<PastError> for WatchError {
+    fn from(error: PastError) -> Self {
+        match error {
+            PastError::Gone { oldest, .. } | PastError::Compacted(oldest) => {
+                Self::Compacted(Compacted { oldest })
+            }
+            error => Self::Past(error),
+        }
+    }
+}
+
+/// A moment, as RFC 3339 has it.
+fn wall(ms: u64) -> String {
+    let moment = i64::try_from(ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    moment.map_or_else(|| format!("{ms} ms after 1970"), |moment| moment.to_string())
+}

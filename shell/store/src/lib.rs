@@ -12,14 +12,17 @@
 //!
 //! * `disk`, `clock` – the seams; `sim` – their simulated halves, for the tests of every crate.
 //! * `record` – file headers and records as bytes; `log` – segments; `checkpoint` – full states;
-//!   `recovery` – what a start makes of them.
+//!   `recovery` – what a start makes of them; `archive` – history that memory let go; `past` – the
+//!   two read as one.
 //! * `engine` – the above as one deterministic machine; `store` – its thread and its handle;
-//!   `watch` – cursors; `backup` – states in etcd's format out, and into a new directory.
+//!   `watch` – cursors; `backup` – states in etcd's format out, and into a new directory; `usage` –
+//!   what it weighs.
 //!
 //! * `external` – the other backend: an etcd, and a mirror of it behind the same handle.
 //!
 //! Invariants: only this crate touches the data directory. Nothing here looks into a value.
 
+mod archive;
 mod backup;
 mod checkpoint;
 mod clock;
@@ -29,21 +32,28 @@ mod engine;
 mod error;
 pub mod external;
 mod log;
+mod memory;
+mod pace;
+mod past;
 mod record;
 mod recovery;
 pub mod sim;
 mod store;
+mod usage;
 mod watch;
 mod writer;
 
+pub use archive::ArchiveJob;
 pub use backup::{EtcdSnapshot, HashCheck, read_etcd_snapshot, restore};
 pub use checkpoint::CheckpointJob;
 pub use clock::{Clock, SystemClock};
-pub use config::{Identity, StoreConfig};
-pub use disk::{Disk, DiskFile, RealDisk};
+pub use config::{ArchiveConfig, AutoCompaction, Identity, StoreConfig};
+pub use disk::{Disk, DiskFile, ReadDisk, RealDisk};
 pub use engine::{Engine, Entry};
-pub use error::{BackupError, OpenError, RestoreError, StoreError, WatchError};
+pub use error::{BackupError, OpenError, PastError, RestoreError, StoreError, WatchError};
 pub use knarr_etcd_model as etcd;
 pub use knarr_mvcc as mvcc;
+pub use past::{Past, PastState};
 pub use store::Store;
+pub use usage::Weights;
 pub use watch::{Bell, Watch};

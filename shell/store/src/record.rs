@@ -2,7 +2,7 @@
 //!
 //! A file opens with 64 bytes: magic (8), format (4), oldest reader version (4), cluster id (8),
 //! member id (8), index (8), zeros (20), crc (4). The index is the first one of a log segment and
-//! the last one of a checkpoint.
+//! the last one of a checkpoint; of a file of the past it is the first revision.
 //!
 //! A record is 40 bytes and its payload, padded to 8: payload length (4), crc (4), index (8), term
 //! (8), committed (8), format (4), zeros (4). *Committed* is the last index known durable when the
@@ -28,6 +28,7 @@ pub(crate) const RECORD_HEADER: usize = 40;
 pub(crate) enum Magic {
     Log,
     Checkpoint,
+    History,
 }
 
 impl Magic {
@@ -35,6 +36,7 @@ impl Magic {
         match self {
             Self::Log => b"knarrlog",
             Self::Checkpoint => b"knarrckp",
+            Self::History => b"knarrhst",
         }
     }
 }
@@ -104,6 +106,11 @@ impl<'a> Record<'a> {
     /// Bytes the record with this header takes.
     pub(crate) fn size_from(header: &[u8; RECORD_HEADER]) -> usize {
         Self::size(u32_at(header, 0) as usize)
+    }
+
+    /// Index, term and size that a header claims.
+    pub(crate) fn peek(header: &[u8; RECORD_HEADER]) -> (u64, u64, usize) {
+        (u64_at(header, 8), u64_at(header, 16), Self::size_from(header))
     }
 
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {

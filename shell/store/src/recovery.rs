@@ -8,8 +8,9 @@
 use std::io;
 use std::sync::Arc;
 
-use knarr_mvcc::{Command, Keyspace};
+use knarr_mvcc::{Command, Keyspace, Revision};
 
+use crate::archive::{Access, Archive};
 use crate::checkpoint::{Loaded, load, parse_checkpoint};
 use crate::config::{Identity, StoreConfig};
 use crate::disk::Disk;
@@ -21,9 +22,31 @@ use crate::record::{FILE_HEADER, FileHeader, HeaderError, Magic, Record};
 #[derive(Debug)]
 pub(crate) struct Recovered {
     pub(crate) keyspace: Keyspace,
+    pub(crate) archive: Option<Arc<Archive>>,
     pub(crate) log: Log,
     /// Bytes of log after the checkpoint.
     pub(crate) log_bytes: u64,
+}
+
+/// What the files say, without a change to them (but for the end of the archive).
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) keyspace: Keyspace,
+    pub(crate) archive: Option<Arc<Archive>>,
+    end: Option<LogEnd>,
+    leftovers: Vec<String>,
+}
+
+/// Where the log goes on.
+#[derive(Debug)]
+struct LogEnd {
+    identity: Identity,
+    term: u64,
+    log_bytes: u64,
+    segments: Vec<u64>,
+    end: End,
+    /// Index of the last record.
+    last: u64,
 }
 
 /// The files by their meaning, indexes ascending.
@@ -35,25 +58,68 @@ struct Files {
 
 /// Reads a directory back, or begins a new one.
 pub(crate) fn recover(disk: Arc<dyn Disk>, config: &StoreConfig) -> Result<Recovered, OpenError> {
-    let files = survey(&*disk).map_err(io_error("the data directory"))?;
+    let opened = read(&disk, config, Access::Owner)?;
     let segment_bytes = config.segment_bytes as u64;
+    let (log, log_bytes) = match opened.end {
+        None => {
+            let log = Log::create(disk, config.identity, segment_bytes, 1);
+            (log.map_err(io_error(&segment_name(1)))?, 0)
+        }
+        Some(end) => {
+            let log_bytes = end.log_bytes;
+            (end.open(disk, segment_bytes)?, log_bytes)
+        }
+    };
+    clean(&log, &opened.leftovers);
+    Ok(Recovered { keyspace: opened.keyspace, archive: opened.archive, log, log_bytes })
+}
+
+/// Reads a directory back.
+pub(crate) fn read(
+    disk: &Arc<dyn Disk>,
+    config: &StoreConfig,
+    access: Access,
+) -> Result<Opened, OpenError> {
+    let files = survey(&**disk).map_err(io_error("the data directory"))?;
     if files.segments.is_empty() && files.checkpoints.is_empty() {
-        let log = Log::create(disk, config.identity, segment_bytes, 1)
-            .map_err(io_error(&segment_name(1)))?;
-        return Ok(Recovered { keyspace: Keyspace::new(), log, log_bytes: 0 });
+        let keyspace = Keyspace::new();
+        let archive = open_archive(disk, config.identity, config, keyspace.floor(), access)?;
+        return Ok(Opened { keyspace, archive, end: None, leftovers: files.leftovers });
     }
-    let mut replay = Replay::begin(&*disk, &files, config)?;
+    let mut replay = Replay::begin(&**disk, &files, config)?;
     let needed = files.segments.partition_point(|&first| first <= replay.next());
     let segments = &files.segments[needed.saturating_sub(1)..];
+    let identity = replay.identify(&**disk, segments[0])?;
+    let archive = open_archive(disk, identity, config, replay.keyspace.floor(), access)?;
+    replay.keyspace.hold(archive.as_ref().map_or(Revision(u64::MAX), |archive| archive.end()));
     let mut end = End { offset: 0, torn: Torn::No };
     for (at, &first) in segments.iter().enumerate() {
         let place = if at + 1 == segments.len() { Place::Last } else { Place::Inner };
-        end = replay.segment(&*disk, first, place)?;
+        end = replay.segment(&**disk, first, place)?;
     }
-    let last = segments[segments.len() - 1];
-    let log = replay.open_log(disk, files.segments, last, end, segment_bytes)?;
-    clean(&log, &files.leftovers);
-    Ok(Recovered { keyspace: replay.keyspace, log, log_bytes: replay.log_bytes })
+    let Replay { keyspace, term, log_bytes, last, .. } = replay;
+    let (newest, floor) = (keyspace.revision(), keyspace.floor());
+    if let Some(archive) = archive.as_ref().filter(|archive| archive.end() > newest) {
+        tracing::warn!("the archive knows of changes that never were: it begins anew");
+        archive.reset(floor).map_err(io_error("the archive"))?;
+    }
+    let segments = files.segments;
+    let end = Some(LogEnd { identity, term, log_bytes, segments, end, last });
+    Ok(Opened { keyspace, archive, end, leftovers: files.leftovers })
+}
+
+fn open_archive(
+    disk: &Arc<dyn Disk>,
+    identity: Identity,
+    config: &StoreConfig,
+    floor: Revision,
+    access: Access,
+) -> Result<Option<Arc<Archive>>, OpenError> {
+    if config.archive.is_off() {
+        return Ok(None);
+    }
+    let archive = Archive::open(disk.clone(), identity, config.archive, floor, access);
+    archive.map(|archive| Some(Arc::new(archive))).map_err(io_error("the archive"))
 }
 
 fn survey(disk: &dyn Disk) -> io::Result<Files> {
@@ -99,6 +165,9 @@ struct End {
     torn: Torn,
 }
 
+/// How much is forgotten for each command that is read.
+const REPLAY_PIECE: usize = 1024;
+
 /// The state while the log is read.
 struct Replay<'a> {
     keyspace: Keyspace,
@@ -119,8 +188,9 @@ impl<'a> Replay<'a> {
         };
         let mut refused = None;
         for &index in files.checkpoints.iter().rev().filter(|&&index| log_starts <= index + 1) {
-            match load(disk, index) {
+            match load(disk, index, config) {
                 Ok(loaded) => return Ok(Self::at(Some(loaded), config)),
+                Err(error @ OpenError::TooLarge { .. }) => return Err(error),
                 Err(error) => {
                     tracing::warn!(%error, "a checkpoint is not usable");
                     refused.get_or_insert(error);
@@ -146,6 +216,20 @@ impl<'a> Replay<'a> {
 
     fn next(&self) -> u64 {
         self.last + 1
+    }
+
+    /// Who wrote the files: the checkpoint says it, or the first segment that is read.
+    fn identify(&mut self, disk: &dyn Disk, first: u64) -> Result<Identity, OpenError> {
+        if let Some(identity) = self.identity {
+            return Ok(identity);
+        }
+        let name = segment_name(first);
+        let mut header = [0; FILE_HEADER];
+        let read = disk.open(&name).and_then(|file| file.read_at(0, &mut header));
+        read.map_err(io_error(&name))?;
+        let header = FileHeader::decode(&header, Magic::Log)
+            .map_err(|error| OpenError::header(&name, error))?;
+        Ok(header.identity)
     }
 
     /// Reads one segment; where its records end.
@@ -207,21 +291,17 @@ impl<'a> Replay<'a> {
             let command = Command::decode(record.payload).map_err(|error| error.to_string())?;
             // What was refused then is refused again; nobody waits for the answer.
             let _ = self.keyspace.apply(record.index, &command);
-            self.keyspace.trim(self.config.history_bytes);
+            self.keyspace.forget(self.config.history_bytes, REPLAY_PIECE);
         }
         Ok(())
     }
+}
 
+impl LogEnd {
     /// Opens the last segment for appending, after cutting what was torn.
-    fn open_log(
-        &self,
-        disk: Arc<dyn Disk>,
-        segments: Vec<u64>,
-        last: u64,
-        end: End,
-        segment_bytes: u64,
-    ) -> Result<Log, OpenError> {
-        let name = segment_name(last);
+    fn open(self, disk: Arc<dyn Disk>, segment_bytes: u64) -> Result<Log, OpenError> {
+        let end = self.end;
+        let name = segment_name(self.segments[self.segments.len() - 1]);
         let open = || {
             let mut file = disk.open(&name)?;
             if end.torn == Torn::Yes {
@@ -235,12 +315,12 @@ impl<'a> Replay<'a> {
         let file = open().map_err(io_error(&name))?;
         Ok(Log {
             disk,
-            identity: self.identity.unwrap_or(self.config.identity),
+            identity: self.identity,
             segment_bytes,
-            segments,
+            segments: self.segments,
             file,
             offset: end.offset as u64,
-            next: self.next(),
+            next: self.last + 1,
             term: self.term,
             buffer: Vec::new(),
         })

@@ -46,18 +46,31 @@ impl Rng {
 
 /// A clock that stands until it is moved.
 #[derive(Debug, Default)]
-pub struct SimClock(AtomicU64);
+pub struct SimClock {
+    now: AtomicU64,
+    wall: AtomicU64,
+}
 
 impl SimClock {
     /// Moves it on. A store notices at its next message, or after [`Store::wake`].
     pub fn advance(&self, millis: u64) {
-        self.0.fetch_add(millis, Ordering::SeqCst);
+        self.now.fetch_add(millis, Ordering::SeqCst);
+        self.wall.fetch_add(millis, Ordering::SeqCst);
+    }
+
+    /// Sets the clock on the wall, forward or back.
+    pub fn set_wall(&self, millis: u64) {
+        self.wall.store(millis, Ordering::SeqCst);
     }
 }
 
 impl Clock for SimClock {
     fn now(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
+        self.now.load(Ordering::SeqCst)
+    }
+
+    fn wall(&self) -> u64 {
+        self.wall.load(Ordering::SeqCst)
     }
 }
 

@@ -1,21 +1,25 @@
 //! The handle everybody holds.
 
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::thread;
 
 use knarr_mvcc::{
-    Answer, Command, EventBatch, KeyRange, Keyspace, LeaseId, Revision, Txn, TxnResponse,
+    Answer, Command, Compactor, EventBatch, KeyRange, Keyspace, LeaseId, Query, RangeResult,
+    ReadError, Revision, Txn, TxnResponse,
 };
 use tokio::sync::{Semaphore, oneshot, watch};
 
+use crate::archive::Archive;
 use crate::backup::EtcdSnapshot;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Identity, StoreConfig};
 use crate::disk::Disk;
 use crate::engine::Engine;
-use crate::error::{OpenError, StoreError, WatchError};
+use crate::error::{OpenError, PastError, StoreError, WatchError};
 use crate::external::{External, ExternalConfig};
+use crate::past::Past;
+use crate::usage::Usage;
 use crate::watch::{Bell, Hub, Watch};
 use crate::writer::{Job, Message, Writer};
 
@@ -35,6 +39,9 @@ struct Shared {
     clock: Arc<dyn Clock>,
     config: StoreConfig,
     identity: Identity,
+    /// The log's; a closed store lets its files go, and an external one has none.
+    archive: Weak<Archive>,
+    usage: Arc<Usage>,
     backend: Backend,
 }
 
@@ -70,6 +77,9 @@ impl Store {
         let identity = engine.identity();
         let (revision, index) = (engine.revision(), read_lock(&keyspace).index());
         tracing::info!(revision = revision.0, index, "the store is open");
+        let (archive, usage) = (engine.archive(), Arc::<Usage>::default());
+        let now = clock.now();
+        let compactor = Compactor::new(config.auto_compaction, now, revision);
         let (queue, inbox) = mpsc::channel();
         let (announce, durable) = watch::channel(revision);
         let hub = Arc::new(Hub::default());
@@ -84,13 +94,29 @@ impl Store {
             held: None,
             queue: queue.clone(),
             checkpoint: None,
+            archive: None,
+            compactor,
+            mark_at: now,
+            untidy: true,
+            usage: usage.clone(),
             retry_at: 0,
         }
         .spawn();
         let room = Arc::new(Semaphore::new(kib(config.queue_bytes) as usize));
         let writer = Mutex::new(Some(thread));
         let backend = Backend::Log(Log { room, queue, writer });
-        let shared = Shared { keyspace, durable, hub, term, clock, config, identity, backend };
+        let shared = Shared {
+            keyspace,
+            durable,
+            hub,
+            term,
+            clock,
+            config,
+            identity,
+            archive,
+            usage,
+            backend,
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -107,8 +133,20 @@ impl Store {
         let (keyspace, durable, hub) = (mirror.keyspace, mirror.durable, mirror.hub);
         let identity = Identity { cluster: mirror.cluster, ..config.identity };
         let (term, clock) = (mirror.term, Arc::new(SystemClock::default()));
+        let (archive, usage) = (Weak::new(), Arc::default());
         let backend = Backend::External(backend);
-        let shared = Shared { keyspace, durable, hub, term, clock, config, identity, backend };
+        let shared = Shared {
+            keyspace,
+            durable,
+            hub,
+            term,
+            clock,
+            config,
+            identity,
+            archive,
+            usage,
+            backend,
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -264,17 +302,72 @@ impl Store {
         &self.shared.hub
     }
 
-    /// One batch of history, as [`Watch::next`] reads it.
-    pub(crate) fn events(
+    /// All that is known of its past. Its calls may read files: on a thread that may block.
+    pub fn past(&self) -> Past {
+        let (keyspace, archive) = (self.shared.keyspace.clone(), self.shared.archive.upgrade());
+        Past { keyspace, archive }
+    }
+
+    /// Answers a query as etcd does, from memory or from disk.
+    ///
+    /// # Errors
+    /// [`PastError`]: the revision was compacted away, is no longer kept, or not there yet.
+    pub async fn query(&self, query: Query) -> Result<RangeResult, PastError> {
+        let (held, compacted) =
+            self.read(|keyspace, _| (keyspace.query(&query), keyspace.compacted()));
+        match held {
+            Ok(found) => Ok(found),
+            Err(ReadError::FutureRevision(now)) => Err(PastError::Future(now)),
+            Err(ReadError::Compacted(_)) if query.at < compacted => {
+                Err(PastError::Compacted(compacted))
+            }
+            Err(ReadError::Compacted(_)) => {
+                let (range, at) = (query.range.clone(), query.at);
+                let state = self.aside(move |past| past.state(&range, at)).await?;
+                Ok(query.answer(state.kvs.iter()))
+            }
+        }
+    }
+
+    /// Reads the past on a thread that may block.
+    ///
+    /// # Errors
+    /// Those of the reading.
+    pub async fn aside<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Past) -> Result<T, PastError> + Send + 'static,
+    ) -> Result<T, PastError> {
+        let past = self.past();
+        let panicked =
+            |error| PastError::Io { file: "the archive".into(), why: format!("{error}") };
+        tokio::task::spawn_blocking(move || read(&past)).await.map_err(panicked)?
+    }
+
+    /// One batch of changes, as [`Watch::next`] reads it: from memory, or what is older from disk.
+    pub(crate) async fn events(
         &self,
         range: &KeyRange,
         after: Revision,
         upto: Revision,
     ) -> Result<EventBatch, WatchError> {
         let budget = self.shared.config.watch_batch_bytes;
-        read_lock(&self.shared.keyspace)
-            .events(range, after, upto, budget)
-            .map_err(WatchError::Compacted)
+        let (held, compacted) = self.read(|keyspace, _| {
+            (keyspace.events(range, after, upto, budget), keyspace.compacted())
+        });
+        match held {
+            Ok(batch) => Ok(batch),
+            Err(gone) if after.0 + 1 < compacted.0 => Err(WatchError::Compacted(gone)),
+            Err(_) => {
+                let range = range.clone();
+                let read = self.aside(move |past| past.events(&range, after, upto, budget)).await;
+                read.map_err(WatchError::from)
+            }
+        }
+    }
+
+    /// What may be taken, and what was refused.
+    pub(crate) fn budget(&self) -> (usize, &Usage) {
+        (self.shared.config.memory_bytes, &self.shared.usage)
     }
 
     /// Makes the writer look at the clock. Only simulated clocks need it, after they were moved.

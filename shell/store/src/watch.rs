@@ -211,18 +211,19 @@ impl Watch {
     /// [`WatchError`]; the watch is over then.
     pub async fn next(&mut self) -> Result<EventBatch, WatchError> {
         loop {
-            if let Some(batch) = self.try_next()? {
+            if let Some(batch) = self.try_next().await? {
                 return Ok(batch);
             }
             self.bell.wait().await;
         }
     }
 
-    /// The next changes, if there are some. Never splits a revision.
+    /// The next changes, if there are some; waits only for the disk, where what is older lies.
+    /// Never splits a revision. Cancel safe.
     ///
     /// # Errors
     /// [`WatchError`]; the watch is over then.
-    pub fn try_next(&mut self) -> Result<Option<EventBatch>, WatchError> {
+    pub async fn try_next(&mut self) -> Result<Option<EventBatch>, WatchError> {
         // Read before the bell: all that touches the range up to here has rung.
         let published = self.store.hub().published();
         {
@@ -242,7 +243,7 @@ impl Watch {
         self.level = false;
         let newest = self.store.read(|_, revision| revision);
         while self.cursor < newest {
-            let batch = self.store.events(&self.range, self.cursor, newest)?;
+            let batch = self.store.events(&self.range, self.cursor, newest).await?;
             self.cursor = batch.next;
             if !batch.events.is_empty() {
                 return Ok(Some(batch));

@@ -7,21 +7,24 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::thread;
 use std::time::Duration;
 
-use knarr_mvcc::{Command, Outcome, Revision};
+use knarr_mvcc::{Command, Compactor, Outcome, Revision};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::engine::{Engine, Entry};
 use crate::error::StoreError;
 use crate::store::read_lock;
+use crate::usage::Usage;
 use crate::watch::Hub;
 
 /// How long ended leases wait after the disk refused their end, in milliseconds.
 const EXPIRY_RETRY: u64 = 5_000;
+/// How often the time is noted, in milliseconds.
+const MARK_EVERY: u64 = 1_000;
 /// How many leases end with one sync.
 const EXPIRY_BATCH: usize = 256;
 
@@ -30,10 +33,12 @@ const EXPIRY_BATCH: usize = 256;
 pub(crate) enum Message {
     /// Commit this.
     Write(Box<Job>),
-    /// Look at the clock: leases may have ended.
+    /// Look at the clock: something may be due.
     Wake,
     /// The checkpoint thread is done.
     Checkpoint,
+    /// The archive thread is done.
+    Archive,
     /// Finish and answer.
     Close(oneshot::Sender<()>),
 }
@@ -60,6 +65,13 @@ pub(crate) struct Writer {
     /// For the checkpoint thread.
     pub(crate) queue: Sender<Message>,
     pub(crate) checkpoint: Option<thread::JoinHandle<io::Result<u64>>>,
+    pub(crate) archive: Option<thread::JoinHandle<io::Result<()>>>,
+    pub(crate) compactor: Compactor,
+    /// When the time is noted again.
+    pub(crate) mark_at: u64,
+    /// Whether there is history to be forgotten.
+    pub(crate) untidy: bool,
+    pub(crate) usage: Arc<Usage>,
     /// Before this moment ended leases are not tried again.
     pub(crate) retry_at: u64,
 }
@@ -83,10 +95,14 @@ impl Writer {
                 Message::Write(job) => self.commit(*job),
                 Message::Wake => {}
                 Message::Checkpoint => self.end_checkpoint(),
+                Message::Archive => self.end_archive(),
                 Message::Close(done) => return self.close(done),
             }
+            self.untidy = true;
             self.expire();
+            self.compact();
             self.checkpoint();
+            self.archive();
         }
     }
 
@@ -94,14 +110,7 @@ impl Writer {
     /// reads; writes go on meanwhile.
     fn checkpoint(&mut self) {
         let Some(job) = self.engine.begin_checkpoint() else { return };
-        let queue = self.queue.clone();
-        let body = move || {
-            let result = job.run();
-            // A writer that is closing waits for the thread itself.
-            let _ = queue.send(Message::Checkpoint);
-            result
-        };
-        match thread::Builder::new().name("knarr-checkpoint".into()).spawn(body) {
+        match self.aside("knarr-checkpoint", Message::Checkpoint, move || job.run()) {
             Ok(thread) => self.checkpoint = Some(thread),
             Err(error) => self.engine.end_checkpoint(Err(error)),
         }
@@ -109,14 +118,46 @@ impl Writer {
 
     fn end_checkpoint(&mut self) {
         if let Some(thread) = self.checkpoint.take() {
-            let panicked = |_| Err(io::Error::other("the checkpoint thread panicked"));
-            self.engine.end_checkpoint(thread.join().unwrap_or_else(panicked));
+            self.engine.end_checkpoint(joined(thread));
         }
+    }
+
+    /// Starts to write down the history that memory is to let go, in its own thread too.
+    fn archive(&mut self) {
+        let Some(job) = self.engine.begin_archive() else { return };
+        match self.aside("knarr-archive", Message::Archive, move || job.run()) {
+            Ok(thread) => self.archive = Some(thread),
+            Err(error) => self.engine.end_archive(Err(error)),
+        }
+    }
+
+    fn end_archive(&mut self) {
+        if let Some(thread) = self.archive.take() {
+            self.engine.end_archive(joined(thread));
+        }
+    }
+
+    fn aside<T: Send + 'static>(
+        &self,
+        name: &str,
+        done: Message,
+        job: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<thread::JoinHandle<io::Result<T>>> {
+        let queue = self.queue.clone();
+        let body = move || {
+            let result = job();
+            // A writer that is closing waits for the thread itself.
+            let _ = queue.send(done);
+            result
+        };
+        thread::Builder::new().name(name.into()).spawn(body)
     }
 
     /// Lets everything go before it answers, the lock on the directory included.
     fn close(mut self, done: oneshot::Sender<()>) {
+        self.engine.hurry();
         self.end_checkpoint();
+        self.end_archive();
         if let Err(error) = self.engine.seal() {
             tracing::warn!(%error, "the log is closed without its mark");
         }
@@ -125,15 +166,24 @@ impl Writer {
         let _ = done.send(());
     }
 
-    /// The next message; `Wake` when a lease ends first, `None` when nobody can send any more.
+    /// The next message; `Wake` when something is due first, `None` when nobody can send any more.
+    /// While nobody writes, history is forgotten.
     fn receive(&mut self) -> Option<Message> {
         if let Some(held) = self.held.take() {
             return Some(held);
         }
-        let Some(deadline) = read_lock(&self.engine.keyspace()).next_expiry() else {
+        while self.untidy {
+            match self.inbox.try_recv() {
+                Ok(message) => return Some(message),
+                Err(TryRecvError::Empty) => self.untidy = self.engine.forget(),
+                Err(TryRecvError::Disconnected) => return None,
+            }
+        }
+        let expiry = read_lock(&self.engine.keyspace()).next_expiry();
+        let expiry = expiry.map(|deadline| deadline.max(self.retry_at));
+        let Some(wake_at) = expiry.into_iter().chain(self.compactor.deadline()).min() else {
             return self.inbox.recv().ok();
         };
-        let wake_at = deadline.max(self.retry_at);
         let wait = Duration::from_millis(wake_at.saturating_sub(self.clock.now()));
         match self.inbox.recv_timeout(wait) {
             Ok(message) => Some(message),
@@ -145,19 +195,55 @@ impl Writer {
     /// Commits a job and everything that waits behind it and fits.
     fn commit(&mut self, first: Job) {
         let limit = self.engine.batch_bytes();
-        let mut size = 0;
+        let (mut size, mut pending) = (0, 0);
         let mut entries = Vec::new();
         let mut replies = Vec::new();
         let mut next = Some(first);
         while let Some(job) = next.take() {
-            size += Engine::cost(&job.bytes);
-            replies.push((job.reply, job.room));
-            entries.push(Entry { command: job.command, bytes: job.bytes });
+            if self.engine.admits(&job.command, &mut pending) {
+                size += Engine::cost(&job.bytes);
+                replies.push((job.reply, job.room));
+                entries.push(Entry { command: job.command, bytes: job.bytes });
+            } else {
+                self.usage.refuse();
+                // A caller that no longer waits is no error.
+                let _ = job.reply.send(Err(StoreError::NoSpace));
+            }
             next = self.next_fitting(limit.saturating_sub(size));
         }
-        let results = self.engine.commit(&entries);
+        if entries.is_empty() {
+            return;
+        }
+        let results = self.log(entries);
         self.publish();
         answer(replies, results);
+    }
+
+    /// Commits entries; once a second the time goes in front of them.
+    fn log(&mut self, mut entries: Vec<Entry>) -> Result<Vec<Outcome>, StoreError> {
+        let now = self.clock.now();
+        if now < self.mark_at {
+            return self.engine.commit(&entries);
+        }
+        entries.insert(0, Entry::new(Command::Time { wall_ms: self.clock.wall() }));
+        let mut outcomes = self.engine.commit(&entries)?;
+        self.mark_at = now + MARK_EVERY;
+        let _ = outcomes.remove(0);
+        Ok(outcomes)
+    }
+
+    /// Compacts when that is due.
+    fn compact(&mut self) {
+        let now = self.clock.now();
+        let Some(revision) = self.compactor.tick(now, self.engine.revision()) else { return };
+        match self.log(vec![Entry::new(Command::Compact { revision })]) {
+            // That somebody else compacted as far already is as good.
+            Ok(_) => {
+                self.compactor.done(now, revision);
+                tracing::info!(revision = revision.0, "compacted");
+            }
+            Err(error) => tracing::warn!(%error, "compaction has to wait"),
+        }
     }
 
     fn next_fitting(&mut self, room: usize) -> Option<Job> {
@@ -180,7 +266,7 @@ impl Writer {
         let revoke = |id| Entry::new(Command::LeaseRevoke { id });
         for chunk in ended.chunks(EXPIRY_BATCH) {
             let entries: Vec<Entry> = chunk.iter().copied().map(revoke).collect();
-            if let Err(error) = self.engine.commit(&entries) {
+            if let Err(error) = self.log(entries) {
                 tracing::error!(%error, "ended leases could not be revoked");
                 self.retry_at = now + EXPIRY_RETRY;
                 return;
@@ -201,6 +287,10 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.hub.close();
     }
+}
+
+fn joined<T>(thread: thread::JoinHandle<io::Result<T>>) -> io::Result<T> {
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
 }
 
 type Reply = (oneshot::Sender<Result<Outcome, StoreError>>, OwnedSemaphorePermit);

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use knarr_store::mvcc::{Command, KeyRange, LeaseId, Op, RangeResult, Revision, Txn};
 use knarr_store::sim::{Rng, SimDisk};
-use knarr_store::{Disk as _, Engine, Entry, Identity, OpenError, StoreConfig};
+use knarr_store::{
+    ArchiveConfig, Disk as _, Engine, Entry, Identity, OpenError, PastError, StoreConfig,
+};
 
 /// Size of a record without a command.
 const MARK: usize = 40;
@@ -178,7 +180,9 @@ fn a_torn_tail_is_cut_for_good() {
 fn a_checkpoint_frees_a_full_disk() {
     let disk = SimDisk::default();
     // The history goes into a checkpoint too.
-    let config = StoreConfig { segment_bytes: 4096, history_bytes: 1000, ..StoreConfig::default() };
+    let (archive, history_bytes) = (ArchiveConfig::OFF, 1000);
+    let config =
+        StoreConfig { segment_bytes: 4096, history_bytes, archive, ..StoreConfig::default() };
     let mut engine = Engine::open(Arc::new(disk.clone()), config).unwrap();
     disk.set_capacity(5 * 4096 + 2000);
     while engine.commit(&[put(1)]).is_ok() {
@@ -250,4 +254,58 @@ fn garbage_never_panics() {
 
 fn copy(from: &SimDisk, source: &str, to: &SimDisk, target: &str) {
     to.create(target).unwrap().write_at(0, &read(from, source)).unwrap();
+}
+
+/// Damage to files of the past costs history only, and what is told of it is never wrong.
+#[test]
+fn a_damaged_past_is_reported_or_harmless() {
+    let config = StoreConfig {
+        history_bytes: 2000,
+        archive: ArchiveConfig { bytes: 60_000, ..ArchiveConfig::default() },
+        ..config()
+    };
+    let open = |disk: &SimDisk| Engine::open(Arc::new(disk.clone()), config.clone()).unwrap();
+    let made = || {
+        let disk = SimDisk::default();
+        let mut engine = open(&disk);
+        for number in 0..90 {
+            write(&mut engine, number % 7..number % 7 + 1);
+            if let Some(job) = engine.begin_archive() {
+                engine.end_archive(job.run());
+            }
+        }
+        let job = engine.begin_checkpoint().unwrap();
+        engine.end_checkpoint(job.run());
+        disk
+    };
+    let range = KeyRange::prefix("");
+    let disk = made();
+    let past = open(&disk).past();
+    let truth: Vec<_> = (1..=91).map(|at| past.state(&range, Revision(at)).unwrap().kvs).collect();
+    let names = disk.list().unwrap();
+    let names: Vec<&String> = names.iter().filter(|name| name.starts_with("hist-")).collect();
+    assert!(names.len() > 2, "{names:?}");
+    let mut reported = 0;
+    for name in names {
+        for offset in (0..read(&disk, name).len()).step_by(61) {
+            let disk = made();
+            disk.flip(name, offset, 0x20);
+            let engine = open(&disk);
+            let past = engine.past();
+            assert_eq!(past.newest(), Revision(91));
+            for at in [1, 20, 45, 70, 91] {
+                match past.state(&range, Revision(at)) {
+                    Ok(state) => assert_eq!(state.kvs, truth[at as usize - 1], "{name} {offset}"),
+                    Err(PastError::Damaged { file, offset: at }) => {
+                        assert_eq!(&file, name);
+                        assert!(at as usize <= offset);
+                        reported += 1;
+                    }
+                    Err(PastError::Gone { .. }) => reported += 1,
+                    Err(error) => panic!("{name} at {offset}: {error}"),
+                }
+            }
+        }
+    }
+    assert!(reported > 10, "{reported}");
 }

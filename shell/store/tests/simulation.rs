@@ -3,6 +3,7 @@
 //! What must hold after every start:
 //! * every acknowledged command is there, and every revision a reader was shown;
 //! * the state is that of a prefix of the commands in log order, nothing else;
+//! * the past is what it was, as far back as it went before, and after a change of the disk too;
 //! * the same seed gives the same bytes on the disk, in the same order.
 //!
 //! A failing seed says how to run it alone: `KNARR_SEED=n`. `KNARR_SEEDS=n` runs more of them.
@@ -14,7 +15,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use knarr_store::mvcc::*;
 use knarr_store::sim::{Fault, Rng, SimDisk};
-use knarr_store::{CheckpointJob, Engine, Entry, OpenError, StoreConfig, StoreError};
+use knarr_store::{
+    ArchiveConfig, ArchiveJob, CheckpointJob, Engine, Entry, OpenError, StoreConfig, StoreError,
+};
 
 const SEEDS: u64 = 2000;
 
@@ -24,6 +27,7 @@ fn config() -> StoreConfig {
         segment_bytes: 4096,
         checkpoint_bytes: 6000,
         history_bytes: 3000,
+        archive: ArchiveConfig { bytes: 40_000, ..ArchiveConfig::default() },
         ..StoreConfig::default()
     }
 }
@@ -38,6 +42,9 @@ struct Run {
     in_doubt: Vec<Command>,
     shown: Revision,
     job: Option<CheckpointJob>,
+    archive: Option<ArchiveJob>,
+    /// History that could not be written down may have been given up.
+    given_up: bool,
     /// What happens besides power cuts.
     lies: Fault,
     seen: Seen,
@@ -49,6 +56,10 @@ struct Seen {
     cuts: u64,
     cut_while_opening: u64,
     checkpoints: u64,
+    archived: u64,
+    archive_full: u64,
+    read_from_disk: u64,
+    retired: u64,
     full: u64,
     sync_failures: u64,
     doubts_kept: u64,
@@ -68,6 +79,8 @@ impl Run {
             in_doubt: Vec::new(),
             shown: Revision(1),
             job: None,
+            archive: None,
+            given_up: false,
             lies,
             seen: Seen::default(),
         }
@@ -84,6 +97,11 @@ impl Run {
             }
             self.write();
             self.checkpoint();
+            self.archive();
+            if self.rng.one_in(12) {
+                self.engine.forget();
+                self.look_back();
+            }
         }
         self.cut();
         (self.disk.trace(), self.seen)
@@ -128,6 +146,55 @@ impl Run {
         }
     }
 
+    fn archive(&mut self) {
+        self.archive = self.archive.take().or_else(|| self.engine.begin_archive());
+        if self.rng.one_in(2)
+            && let Some(job) = self.archive.take()
+        {
+            let result = job.run();
+            self.seen.archived += u64::from(result.is_ok());
+            let full = |error: &std::io::Error| error.kind() == std::io::ErrorKind::StorageFull;
+            self.seen.archive_full += u64::from(result.as_ref().is_err_and(full));
+            self.given_up |= result.is_err();
+            self.engine.end_archive(result);
+        }
+    }
+
+    /// Every state and every change as far as the past goes back, compared with the reference,
+    /// which forgets nothing.
+    fn look_back(&mut self) {
+        let past = self.engine.past();
+        let (oldest, newest, all) = (past.oldest(), past.newest(), KeyRange::prefix(""));
+        self.seen.retired += u64::from(oldest > Revision(0));
+        let floor = self.engine.keyspace().read().unwrap().floor();
+        let first = oldest.0.max(1);
+        let some = (0..2).map(|_| first + self.rng.below(1 + newest.0 - first));
+        let some: Vec<u64> = some.chain([first]).collect();
+        for at in some.into_iter().map(Revision) {
+            let state = past.state(&all, at).unwrap();
+            assert_eq!(state.kvs, self.reference.held_at(&all, at), "at {at:?}");
+            assert_eq!(state.wall_ms, self.reference.marks().time_of(at), "at {at:?}");
+            self.seen.read_from_disk += u64::from(at < floor);
+        }
+        let (mut cursor, mut seen) = (oldest, Vec::new());
+        while cursor < newest {
+            let batch = past.events(&all, cursor, newest, 2000).unwrap();
+            assert!(batch.next > cursor, "no progress at {cursor:?}");
+            cursor = batch.next;
+            seen.extend(batch.events);
+        }
+        let expected = self.reference.held(&all, oldest, newest, usize::MAX).unwrap().events;
+        assert_eq!(seen, expected);
+        let wall = self.rng.below(100_000);
+        let expected = self.reference.marks().before(wall).unwrap_or(newest);
+        match past.before(wall) {
+            Ok(found) => assert_eq!(found, expected, "before {wall}"),
+            // Before the first time that was ever noted.
+            Err(_) if self.reference.marks().iter().next().is_none_or(|m| m.wall_ms > wall) => {}
+            Err(_) => assert!(expected <= oldest, "before {wall}: {expected:?}"),
+        }
+    }
+
     /// No space: the write is refused as a whole, and works once there is space again.
     fn fill_up(&mut self) {
         self.disk.set_capacity(self.disk.used());
@@ -142,7 +209,9 @@ impl Run {
                 }
                 Err(StoreError::Full) => {
                     self.seen.full += 1;
+                    self.given_up = true;
                     self.look();
+                    self.archive();
                     break;
                 }
                 Err(_) => {
@@ -171,7 +240,9 @@ impl Run {
 
     fn cut(&mut self) {
         self.seen.cuts += 1;
-        self.job = None;
+        (self.job, self.archive) = (None, None);
+        let oldest = self.engine.past().oldest();
+        let floor = self.engine.keyspace().read().unwrap().floor();
         self.disk.crash(self.rng.draw());
         loop {
             self.disk.set_fault(self.lies);
@@ -188,6 +259,10 @@ impl Run {
             }
         }
         self.compare();
+        let now = self.engine.past().oldest();
+        let memory_only = self.given_up && oldest == floor;
+        assert!(memory_only || now <= oldest, "the past from {oldest:?} on now begins at {now:?}");
+        self.look_back();
     }
 
     fn compare(&mut self) {
@@ -232,6 +307,8 @@ fn command(rng: &mut Rng) -> Command {
         0 => Command::Compact { revision: Revision(rng.below(60)) },
         1 => Command::LeaseGrant { id: lease, ttl_secs: 10, now: 0 },
         2 => Command::LeaseRevoke { id: lease },
+        // Back, now and then.
+        3 => Command::Time { wall_ms: rng.below(100_000) },
         _ => Command::Txn(txn(rng)),
     }
 }
@@ -276,6 +353,10 @@ fn nothing_acknowledged_is_ever_lost() {
         total.cuts += seen.cuts;
         total.cut_while_opening += seen.cut_while_opening;
         total.checkpoints += seen.checkpoints;
+        total.archived += seen.archived;
+        total.archive_full += seen.archive_full;
+        total.read_from_disk += seen.read_from_disk;
+        total.retired += seen.retired;
         total.full += seen.full;
         total.sync_failures += seen.sync_failures;
         total.doubts_kept += seen.doubts_kept;
@@ -286,6 +367,10 @@ fn nothing_acknowledged_is_ever_lost() {
         total.cuts,
         total.cut_while_opening,
         total.checkpoints,
+        total.archived,
+        total.archive_full,
+        total.read_from_disk,
+        total.retired,
         total.full,
         total.sync_failures,
         total.doubts_kept,

@@ -8,11 +8,12 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use knarr_store::mvcc::{
-    Compacted, Event, KeyRange, LeaseId, Op, Refusal, Revision, Txn, TxnResponse,
+    Compacted, Event, KeyRange, LeaseId, Op, Query, Refusal, Restore, Revision, Txn, TxnResponse,
 };
 use knarr_store::sim::{Fault, SimClock, SimDisk};
 use knarr_store::{
-    OpenError, RealDisk, Store, StoreConfig, StoreError, SystemClock, Watch, WatchError,
+    ArchiveConfig, AutoCompaction, Disk as _, OpenError, Past, PastError, ReadDisk, RealDisk,
+    Store, StoreConfig, StoreError, SystemClock, Watch, WatchError,
 };
 
 fn put(key: &str, value: &[u8]) -> Txn {
@@ -196,6 +197,8 @@ async fn leases_end_when_a_full_disk_has_space_again() {
     store.txn(put_with("a", b"1", id)).await.unwrap();
     disk.set_capacity(disk.used());
     while store.txn(put("k", &[0; 100])).await.is_ok() {}
+    // Down to the last bytes: ending a lease needs fewer than a put.
+    while !matches!(store.lease_revoke(LeaseId(9)).await, Err(StoreError::Full)) {}
     clock.advance(20_000);
     for _ in 0..2 {
         store.wake();
@@ -327,4 +330,168 @@ async fn what_cannot_succeed_costs_no_log() {
     let large = store.txn(put("a", &vec![0; 9 << 20])).await.unwrap_err();
     assert!(matches!(large, StoreError::TooLarge(..)), "{large}");
     assert_eq!(disk.trace(), before);
+}
+
+/// So little history in memory that nearly all of it is read from disk.
+fn forgetful(disk: &SimDisk, clock: &Arc<SimClock>) -> Store {
+    let archive = ArchiveConfig { bytes: 1 << 20, ..ArchiveConfig::default() };
+    let config = StoreConfig { history_bytes: 2000, watch_batch_bytes: 500, archive, ..small() };
+    Store::open(Arc::new(disk.clone()), clock.clone(), config).unwrap()
+}
+
+/// Writes so long that memory begins after what was written first, and how far it goes.
+async fn fill(store: &Store, clock: &SimClock) -> Revision {
+    let mut number = 0;
+    loop {
+        number += 1;
+        clock.advance(100);
+        store.txn(put("k", format!("{number}").as_bytes())).await.unwrap();
+        let (floor, newest) = store.read(|keyspace, now| (keyspace.floor(), now));
+        if floor.0 > 100 {
+            return newest;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_watch_begins_on_disk_and_goes_on_in_memory() {
+    let (disk, clock) = (SimDisk::default(), Arc::new(SimClock::default()));
+    let store = forgetful(&disk, &clock);
+    let newest = fill(&store, &clock).await;
+    let mut watch = store.watch(KeyRange::single("k"), Revision(1));
+    let mut seen = Vec::new();
+    while seen.len() < newest.0 as usize - 1 {
+        let batch = watch.next().await.unwrap();
+        seen.extend(batch.events.iter().map(|event| event.revision.0));
+    }
+    assert_eq!(seen, (2..=newest.0).collect::<Vec<_>>());
+    store.txn(put("k", b"last")).await.unwrap();
+    assert_eq!(watch.next().await.unwrap().events[0].revision.0, newest.0 + 1);
+    store.close().await;
+}
+
+/// As etcd: what was compacted is gone, though looking back still finds it, after a restart too.
+#[tokio::test]
+async fn compaction_counts_for_queries_and_watches_only() {
+    let (disk, clock) = (SimDisk::default(), Arc::new(SimClock::default()));
+    let store = forgetful(&disk, &clock);
+    let newest = fill(&store, &clock).await;
+    let at = |at| Query { at: Revision(at), ..Query::one("k") };
+    assert_eq!(store.query(at(5)).await.unwrap().kvs[0].value, "4");
+    assert_eq!(store.query(at(newest.0 + 9)).await, Err(PastError::Future(newest)));
+    store.compact(Revision(9)).await.unwrap();
+    assert_eq!(store.query(at(5)).await, Err(PastError::Compacted(Revision(9))));
+    assert_eq!(store.query(at(9)).await.unwrap().kvs[0].value, "8");
+    let gone = store.watch(KeyRange::single("k"), Revision(7)).next().await;
+    assert!(matches!(gone, Err(WatchError::Compacted(_))), "{gone:?}");
+    let mut watch = store.watch(KeyRange::single("k"), Revision(8));
+    assert_eq!(watch.next().await.unwrap().events[0].revision, Revision(9));
+    store.close().await;
+    let store = forgetful(&disk, &clock);
+    let past = store.past();
+    let state = past.state(&KeyRange::single("k"), Revision(5)).unwrap();
+    assert_eq!((state.kvs[0].value.clone(), state.wall_ms), (Bytes::from("4"), Some(100)));
+    assert_eq!(past.before(100), Ok(Revision(11)), "the time is noted once a second");
+    let mut restore = Restore::new();
+    past.items(Revision(5)).unwrap().into_iter().for_each(|item| restore.push(item).unwrap());
+    let then = restore.finish().unwrap();
+    assert_eq!(
+        (then.revision(), then.get(b"k", Revision(5)).unwrap()),
+        (Revision(5), Some(&state.kvs[0]))
+    );
+    store.close().await;
+}
+
+/// Beside the owner, without its lock, and without a change to its files.
+#[tokio::test]
+async fn the_past_is_read_beside_a_running_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = || Arc::new(RealDisk::open(dir.path()).unwrap());
+    let config = StoreConfig { history_bytes: 2000, ..small() };
+    let store = Store::open(disk(), Arc::new(SimClock::default()), config).unwrap();
+    for number in 0..300 {
+        store.txn(put("k", format!("{number}").as_bytes())).await.unwrap();
+    }
+    let past = Past::open(Arc::new(ReadDisk::open(dir.path()).unwrap())).unwrap();
+    assert_eq!((past.newest(), past.oldest()), (store.durable(), Revision(0)));
+    for at in [2, 100, 301] {
+        let state = past.state(&KeyRange::single("k"), Revision(at)).unwrap();
+        assert_eq!(state.kvs[0].value, format!("{}", at - 2));
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn growth_beyond_the_budget_is_refused_until_there_is_room() {
+    let (disk, clock) = (SimDisk::default(), Arc::new(SimClock::default()));
+    let archive = ArchiveConfig::OFF;
+    let config = StoreConfig { memory_bytes: 200_000, history_bytes: 1000, archive, ..small() };
+    let store = Store::open(Arc::new(disk.clone()), clock.clone(), config.clone()).unwrap();
+    let mut number = 0;
+    let refused = loop {
+        number += 1;
+        if let Err(error) = store.txn(put(&format!("k{number}"), &[0; 1000])).await {
+            break error;
+        }
+    };
+    assert_eq!(refused.to_string(), "mvcc: database space exceeded");
+    assert!((100..200).contains(&number), "{number} writes");
+    // Down to the last bytes.
+    while store.txn(put(&format!("s{number}"), b"x")).await.is_ok() {
+        number += 1;
+    }
+    let index = || store.read(|keyspace, _| keyspace.index());
+    let before = index();
+    assert!(matches!(store.txn(put("new", b"x")).await, Err(StoreError::NoSpace)));
+    assert_eq!(index(), before, "refused before the log");
+    assert_eq!(store.weights().refused, 3);
+    // What is there may be changed, and deleted.
+    store.txn(put("k1", &[1; 1010])).await.unwrap();
+    let delete = Op::Delete { range: KeyRange::single("k2") };
+    store.txn(Txn { success: vec![delete], ..Txn::default() }).await.unwrap();
+    store.compact(store.durable()).await.unwrap();
+    while store.txn(put("new", b"x")).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    store.close().await;
+    // The same budget holds it again, a smaller one refuses before it hurts.
+    Store::open(Arc::new(disk.clone()), clock.clone(), config.clone()).unwrap().close().await;
+    assert!(disk.list().unwrap().iter().any(|name| name.starts_with("checkpoint-")));
+    let small = StoreConfig { memory_bytes: 20_000, ..config };
+    let error = Store::open(Arc::new(disk), clock, small).unwrap_err();
+    assert!(matches!(error, OpenError::TooLarge { budget: 20_000, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn the_store_compacts_by_itself() {
+    let (disk, clock) = (SimDisk::default(), Arc::new(SimClock::default()));
+    let auto_compaction = AutoCompaction::Periodic(10_000);
+    let config = StoreConfig { auto_compaction, ..small() };
+    let store = Store::open(Arc::new(disk), clock.clone(), config).unwrap();
+    for _ in 0..25 {
+        clock.advance(1000);
+        store.wake();
+        store.txn(put("k", b"v")).await.unwrap();
+    }
+    // Whoever is answered has seen the turn before.
+    store.txn(put("k", b"v")).await.unwrap();
+    let compacted = store.read(|keyspace, _| keyspace.compacted());
+    assert!((8..=13).contains(&compacted.0), "{compacted:?}");
+    store.close().await;
+}
+
+/// A clock on the wall that goes back dates nothing before what came before.
+#[tokio::test]
+async fn time_never_goes_back() {
+    let (disk, clock) = (SimDisk::default(), Arc::new(SimClock::default()));
+    let store = simulated(&disk, &clock);
+    for wall in [50_000, 20_000, 60_000] {
+        clock.advance(1000);
+        clock.set_wall(wall);
+        store.txn(put("k", b"v")).await.unwrap();
+    }
+    let past = store.past();
+    let times = [2, 3, 4].map(|at| past.time_of(Revision(at)).unwrap());
+    assert_eq!(times, [Some(50_000), Some(50_000), Some(60_000)]);
+    store.close().await;
 }

@@ -5,8 +5,8 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use knarr_mvcc::{Command, KeyRange, Keyspace, LeaseId, Op, Revision, Txn};
 use knarr_registry::{
-    Answer, Ask, Body, Call, Claims, Config, Credential, Method, Request, Response, Snapshot, Step,
-    User, Views, WatchSpec, WatchStart, World, bootstrap,
+    Answer, Ask, Body, Call, Claims, Config, Credential, Method, Moment, PastRange, PastRefusal,
+    Request, Response, Snapshot, Step, User, Views, WatchSpec, WatchStart, World, bootstrap,
 };
 use knarr_schema::Schema;
 use serde_json::{Value, json};
@@ -227,6 +227,7 @@ impl Cluster {
     fn answer(&mut self, ask: Ask) -> Answer {
         self.asked.push(format!("ask: {ask:?}"));
         match ask {
+            Ask::Past { range, at, .. } => Answer::Past(self.look_back(&range, at)),
             Ask::SignToken { .. } => Answer::Signed("a-signed-token".into()),
             Ask::VerifyToken { token, .. } => {
                 let parts: Vec<&str> = token.split('/').collect();
@@ -240,6 +241,21 @@ impl Cluster {
                     _ => None,
                 })
             }
+        }
+    }
+
+    /// The past of this cluster: a moment is the revision that many seconds after 1970.
+    fn look_back(&self, range: &KeyRange, at: Moment) -> Result<PastRange, PastRefusal> {
+        let (revision, time) = match at {
+            Moment::Revision(revision) => (revision, None),
+            Moment::Time(time) => (Revision(time.as_second() as u64), Some(time)),
+        };
+        match revision > self.keyspace.revision() {
+            true => Err(PastRefusal::Future(self.keyspace.revision())),
+            false if revision < self.keyspace.floor() => {
+                Err(PastRefusal::Gone("history begins later".into()))
+            }
+            false => Ok(PastRange { revision, time, kvs: self.keyspace.held_at(range, revision) }),
         }
     }
 

@@ -165,8 +165,8 @@ impl External {
                 let at = self.link.lease_revoke(id).await?;
                 (Answer::LeaseRevoke(at), at)
             }
-            Command::Settings(_) | Command::Under { .. } => {
-                let why = "etcd keeps its own users and settings";
+            Command::Settings(_) | Command::Under { .. } | Command::Time { .. } => {
+                let why = "etcd keeps its own users, settings and times";
                 return Err(StoreError::Etcd(why.into()));
             }
         };

@@ -177,7 +177,7 @@ impl Subject {
                 while events.last().is_none_or(|event| event.revision < until) {
                     let batch = in_time(watch.next()).await.map_err(|error| match error {
                         WatchError::Compacted(_) => "compacted".to_owned(),
-                        WatchError::Closed => "closed".to_owned(),
+                        error => error.to_string(),
                     })?;
                     events.extend(batch.events);
                 }
