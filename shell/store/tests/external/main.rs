@@ -150,12 +150,13 @@ async fn a_write_whose_answer_is_lost_is_not_sent_again() {
     let cut = store(vec![road.endpoint.clone(), etcd.endpoint().to_owned()]).await;
     let judge = store(etcd.endpoints()).await;
     cut.txn(put("a", "1")).await.unwrap();
+    judge.fresh().await.unwrap();
+    let mut seen = judge.watch(KeyRange::single("a"), judge.durable());
     road.lose_answers();
     let writing = tokio::spawn({
         let cut = cut.clone();
         async move { cut.txn(put("a", "2")).await }
     });
-    let mut seen = judge.watch(KeyRange::single("a"), judge.durable());
     seen.next().await.unwrap();
     road.cut();
     let error = writing.await.unwrap().unwrap_err();
