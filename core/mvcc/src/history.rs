@@ -14,8 +14,8 @@ use crate::model::{Event, KeyRange, Revision};
 /// how long a reader of a quiet range holds the keyspace.
 const SCAN_LIMIT: usize = 65_536;
 
-/// All changes with a revision above the floor (and, of the revision at the floor, what has not gone
-/// with the rest of it: nobody reads it any more).
+/// All changes with a revision above the floor (and, of the revision at the floor, what has not
+/// gone with the rest of it: nobody reads it any more).
 #[derive(Clone, Debug)]
 pub(crate) struct History {
     events: VecDeque<Event>,

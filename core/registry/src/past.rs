@@ -3,8 +3,9 @@
 //!
 //! A request says when by a header or a prefix of its path (`/at/WHEN/api/v1/…`). Only plain reads
 //! of stored objects can be answered; who may read is judged by the rules of now, so that nobody
-//! sees through an old role what is closed to them today, or the other way round. A list at an older
-//! revision takes the same way: what the shell found becomes a keyspace of its own for one answer.
+//! sees through an old role what is closed to them today, or the other way round. A list at an
+//! older revision takes the same way: what the shell found becomes a keyspace of its own for one
+//! answer.
 
 use alloc::borrow::ToOwned;
 use alloc::boxed::Box;

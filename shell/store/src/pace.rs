@@ -1,8 +1,8 @@
 //! Work on the disk that must not stand in the way of the log.
 //!
-//! A device that is told to make one file durable waits for everybody's bytes: who writes much has to
-//! do it in small pieces, each made durable before the next, and to leave the device alone for as
-//! long as a piece took.
+//! A device that is told to make one file durable waits for everybody's bytes: who writes much has
+//! to do it in small pieces, each made durable before the next, and to leave the device alone for
+//! as long as a piece took.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

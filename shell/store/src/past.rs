@@ -1,8 +1,8 @@
 //! Reading the past, wherever it is: in memory what is recent, in the archive what is older.
 //!
 //! A state that memory no longer has is the oldest one it has, with the archive's changes in
-//! between undone; changes are read from the archive up to where memory begins. Nothing is forgotten
-//! before it is in the archive, so the two always meet.
+//! between undone; changes are read from the archive up to where memory begins. Nothing is
+//! forgotten before it is in the archive, so the two always meet.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, RwLock};
