@@ -66,6 +66,9 @@ impl Request {
     /// read that names an older revision asks for no more, and the pages about the process show no
     /// objects. Everything else, and be it for its authorisation, must see all that came before it.
     pub fn content_with(&self, have: Revision) -> bool {
+        if self.path.starts_with("/at/") || !self.at.is_empty() {
+            return false;
+        }
         if !self.path.starts_with("/api") {
             return self.path != "/readyz";
         }

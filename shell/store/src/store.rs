@@ -39,9 +39,6 @@ struct Shared {
     clock: Arc<dyn Clock>,
     config: StoreConfig,
     identity: Identity,
-    /// The log's; a closed store lets its files go, and an external one has none.
-    archive: Weak<Archive>,
-    usage: Arc<Usage>,
     backend: Backend,
 }
 
@@ -58,6 +55,9 @@ struct Log {
     /// One permit per KiB of queued commands.
     room: Arc<Semaphore>,
     queue: mpsc::Sender<Message>,
+    /// The writer's; a closed store lets its files go.
+    archive: Weak<Archive>,
+    usage: Arc<Usage>,
     writer: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
@@ -104,19 +104,8 @@ impl Store {
         .spawn();
         let room = Arc::new(Semaphore::new(kib(config.queue_bytes) as usize));
         let writer = Mutex::new(Some(thread));
-        let backend = Backend::Log(Log { room, queue, writer });
-        let shared = Shared {
-            keyspace,
-            durable,
-            hub,
-            term,
-            clock,
-            config,
-            identity,
-            archive,
-            usage,
-            backend,
-        };
+        let backend = Backend::Log(Log { room, queue, archive, usage, writer });
+        let shared = Shared { keyspace, durable, hub, term, clock, config, identity, backend };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -133,20 +122,8 @@ impl Store {
         let (keyspace, durable, hub) = (mirror.keyspace, mirror.durable, mirror.hub);
         let identity = Identity { cluster: mirror.cluster, ..config.identity };
         let (term, clock) = (mirror.term, Arc::new(SystemClock::default()));
-        let (archive, usage) = (Weak::new(), Arc::default());
         let backend = Backend::External(backend);
-        let shared = Shared {
-            keyspace,
-            durable,
-            hub,
-            term,
-            clock,
-            config,
-            identity,
-            archive,
-            usage,
-            backend,
-        };
+        let shared = Shared { keyspace, durable, hub, term, clock, config, identity, backend };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -304,8 +281,12 @@ impl Store {
 
     /// All that is known of its past. Its calls may read files: on a thread that may block.
     pub fn past(&self) -> Past {
-        let (keyspace, archive) = (self.shared.keyspace.clone(), self.shared.archive.upgrade());
-        Past { keyspace, archive }
+        let archive = match &self.shared.backend {
+            Backend::Log(log) => log.archive.upgrade(),
+            // What etcd no longer has is gone.
+            Backend::External(_) => None,
+        };
+        Past { keyspace: self.shared.keyspace.clone(), archive }
     }
 
     /// Answers a query as etcd does, from memory or from disk.
@@ -366,8 +347,12 @@ impl Store {
     }
 
     /// What may be taken, and what was refused.
-    pub(crate) fn budget(&self) -> (usize, &Usage) {
-        (self.shared.config.memory_bytes, &self.shared.usage)
+    pub(crate) fn budget(&self) -> (usize, Option<&Usage>) {
+        let usage = match &self.shared.backend {
+            Backend::Log(log) => Some(&*log.usage),
+            Backend::External(_) => None,
+        };
+        (self.shared.config.memory_bytes, usage)
     }
 
     /// Makes the writer look at the clock. Only simulated clocks need it, after they were moved.

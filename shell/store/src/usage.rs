@@ -39,7 +39,7 @@ impl Store {
         let (live, history) =
             self.read(|keyspace, _| (keyspace.live_bytes(), keyspace.history_bytes()));
         let archive = past.archive.as_ref().map_or(0, |archive| archive.bytes());
-        let refused = usage.refused.load(Ordering::Relaxed);
+        let refused = usage.map_or(0, |usage| usage.refused.load(Ordering::Relaxed));
         Weights { live, history, budget, archive, refused }
     }
 }
