@@ -4,8 +4,9 @@
 
 use std::fs;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
-use knarr_e2e::{Machine, Outcome, Running, alone};
+use knarr_e2e::{Machine, Outcome, PATIENCE, Running, alone};
 use knarr_pki::{Authority, Identity, Usage};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -373,5 +374,26 @@ fn a_clusters_store_is_read_and_saved_but_not_written() {
         assert!(!etcdctl(&[&at[..], &["get", "a"]].concat(), "").status.success());
         let mode = fs::metadata(machine.path("etcd.sock")).unwrap();
         assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777, 0o600);
+    });
+}
+
+#[test]
+fn a_full_store_empties_itself_without_an_operator() {
+    alone(|machine| {
+        let _knarr = serve(machine, Which::Knarr, "ours", "--quota-backend-bytes 4000000");
+        let value = "v".repeat(100_000);
+        let put = |n: usize| etcdctl(&["put", &format!("key{n}")], &value);
+        let full = (0..60).find(|&n| !put(n).status.success()).expect("the quota is reached");
+        assert!(put(full).failure().contains("database space exceeded"));
+        assert!(must("alarm list").contains("NOSPACE"));
+        assert!(must("endpoint status").contains("NOSPACE"));
+        must("get key0");
+        must("del key --prefix");
+        // What was deleted is written down and leaves the memory; nobody has to ask for it.
+        let deadline = Instant::now() + PATIENCE;
+        while !must("alarm list").is_empty() {
+            assert!(Instant::now() < deadline, "the store is still full");
+        }
+        put(0).success();
     });
 }

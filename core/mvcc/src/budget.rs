@@ -31,36 +31,48 @@ impl Keyspace {
     /// Whether a command fits into a budget of bytes, beside `pending` bytes that were let in and
     /// are not applied yet. What it takes is added to them.
     pub fn admits(&self, command: &Command, budget: usize, pending: &mut usize) -> bool {
-        let Some(growth) = self.growth(command) else { return true };
+        // Most of the time there is room even if every key were new: nothing is looked up then.
+        let most = growth(command, &fresh).map_or(0, |growth| growth.bytes);
+        let taken = self.held_bytes().saturating_add(*pending);
+        if taken.saturating_add(most) <= budget {
+            *pending += most;
+            return true;
+        }
+        let grows = |key: &Bytes, len| self.grows(key, len);
+        let Some(growth) = growth(command, &grows) else { return true };
         let limit = if growth.fresh { budget } else { budget.saturating_add(budget / RESERVE) };
-        let fits =
-            (self.held_bytes().saturating_add(*pending)).saturating_add(growth.bytes) <= limit;
+        let fits = taken.saturating_add(growth.bytes) <= limit;
         if fits {
             *pending += growth.bytes;
         }
         fits
     }
 
-    /// `None` when it adds nothing.
-    fn growth(&self, command: &Command) -> Option<Growth> {
-        match command {
-            Command::Txn(txn) => {
-                let mut puts = Vec::new();
-                collect(txn, &mut puts);
-                let growths = puts.into_iter().filter_map(|(key, len)| self.grows(key, len));
-                growths
-                    .reduce(|a, b| Growth { bytes: a.bytes + b.bytes, fresh: a.fresh || b.fresh })
-            }
-            Command::Under { command, .. } => self.growth(command),
-            Command::LeaseGrant { .. } => Some(Growth { bytes: FRAME, fresh: true }),
-            _ => None,
-        }
-    }
-
     fn grows(&self, key: &Bytes, len: usize) -> Option<Growth> {
         let now = self.live_key(key).map_or(0, weight);
         let bytes = FRAME + key.len() + len;
         (bytes > now).then(|| Growth { bytes: bytes - now, fresh: now == 0 })
+    }
+}
+
+/// What a put adds where its key is not there.
+fn fresh(key: &Bytes, len: usize) -> Option<Growth> {
+    Some(Growth { bytes: FRAME + key.len() + len, fresh: true })
+}
+
+/// What a command adds if each of its puts does what `grows` says; `None` when that is nothing.
+fn growth(command: &Command, grows: &impl Fn(&Bytes, usize) -> Option<Growth>) -> Option<Growth> {
+    match command {
+        Command::Txn(txn) => {
+            let mut puts = Vec::new();
+            collect(txn, &mut puts);
+            puts.into_iter()
+                .filter_map(|(key, len)| grows(key, len))
+                .reduce(|a, b| Growth { bytes: a.bytes + b.bytes, fresh: a.fresh || b.fresh })
+        }
+        Command::Under { command, .. } => growth(command, grows),
+        Command::LeaseGrant { .. } => Some(Growth { bytes: FRAME, fresh: true }),
+        _ => None,
     }
 }
 

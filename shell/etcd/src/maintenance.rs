@@ -117,20 +117,28 @@ impl Maintenance for Keeper {
 impl Face {
     /// What is wrong right now; alarms end by themselves.
     pub(crate) fn alarms(&self) -> Vec<pb::AlarmMember> {
-        Vec::new()
+        let full = self.store.weights().is_full();
+        let alarm = || pb::AlarmMember {
+            member_id: self.store.identity().member,
+            alarm: pb::AlarmType::Nospace.into(),
+        };
+        full.then(alarm).into_iter().collect()
     }
 
     fn status(&self) -> pb::StatusResponse {
-        let (index, live, held) = self.store.read(|keyspace, _| {
-            let live = keyspace.live_bytes();
-            (keyspace.index(), live, live + keyspace.history_bytes())
-        });
+        let index = self.store.read(|keyspace, _| keyspace.index());
+        let weights = self.store.weights();
         let bytes = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let errors = self.alarms().into_iter().map(|alarm| {
+            format!("memberID:{} alarm:{} ", alarm.member_id, alarm.alarm().as_str_name())
+        });
         pb::StatusResponse {
             header: self.header_now(),
             version: ETCD_VERSION.to_owned(),
-            db_size: bytes(held),
-            db_size_in_use: bytes(live),
+            db_size: bytes(weights.live + weights.history),
+            db_size_in_use: bytes(weights.live),
+            db_size_quota: bytes(weights.budget),
+            errors: errors.collect(),
             leader: self.store.identity().member,
             raft_index: index,
             raft_applied_index: index,

@@ -79,6 +79,14 @@ impl ArchiveConfig {
     }
 }
 
+impl StoreConfig {
+    /// The same with a history that leaves most of the memory to what it is the history of: what
+    /// was deleted must not keep the room that it had.
+    pub(crate) fn fitted(self) -> Self {
+        Self { history_bytes: self.history_bytes.min(self.memory_bytes / 4), ..self }
+    }
+}
+
 impl Default for StoreConfig {
     fn default() -> Self {
         Self {

@@ -85,6 +85,7 @@ impl Engine {
     /// # Errors
     /// [`OpenError`].
     pub fn open(disk: Arc<dyn Disk>, config: StoreConfig) -> Result<Self, OpenError> {
+        let config = config.fitted();
         let recovered = recover(disk, &config)?;
         let mut engine = Self {
             archive: recovered.archive,

@@ -1,6 +1,6 @@
 //! What a store weighs, and how often it had to say no.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::store::Store;
 
@@ -8,10 +8,13 @@ use crate::store::Store;
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
     refused: AtomicU64,
+    /// What the store weighed at the last refusal.
+    refused_at: AtomicUsize,
 }
 
 impl Usage {
-    pub(crate) fn refuse(&self) {
+    pub(crate) fn refuse(&self, held: usize) {
+        self.refused_at.store(held, Ordering::Relaxed);
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -29,6 +32,15 @@ pub struct Weights {
     pub archive: u64,
     /// Writes refused so far because they would have gone over the budget.
     pub refused: u64,
+    /// What memory held at the last of them.
+    pub refused_at: usize,
+}
+
+impl Weights {
+    /// Whether it weighs no less than when it last had to refuse a write.
+    pub fn is_full(&self) -> bool {
+        self.refused > 0 && self.live + self.history >= self.refused_at
+    }
 }
 
 impl Store {
@@ -40,6 +52,7 @@ impl Store {
             self.read(|keyspace, _| (keyspace.live_bytes(), keyspace.history_bytes()));
         let archive = past.archive.as_ref().map_or(0, |archive| archive.bytes());
         let refused = usage.map_or(0, |usage| usage.refused.load(Ordering::Relaxed));
-        Weights { live, history, budget, archive, refused }
+        let refused_at = usage.map_or(0, |usage| usage.refused_at.load(Ordering::Relaxed));
+        Weights { live, history, budget, archive, refused, refused_at }
     }
 }

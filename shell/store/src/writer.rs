@@ -205,7 +205,7 @@ impl Writer {
                 replies.push((job.reply, job.room));
                 entries.push(Entry { command: job.command, bytes: job.bytes });
             } else {
-                self.usage.refuse();
+                self.usage.refuse(read_lock(&self.engine.keyspace()).held_bytes());
                 // A caller that no longer waits is no error.
                 let _ = job.reply.send(Err(StoreError::NoSpace));
             }
