@@ -77,6 +77,7 @@ fn alone(names: &[&str]) -> Outcome<()> {
     }
     if names.is_empty() || names.contains(&"etcd") {
         build_example("knarr-etcd", "workloads")?;
+        build_example("knarr-store", "slow_disk")?;
     }
     if names.is_empty() || names.contains(&"dns") {
         build_example("knarr-dns", "questions")?;

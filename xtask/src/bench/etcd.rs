@@ -89,7 +89,18 @@ pub(super) fn etcd(site: &Site) -> Outcome<Vec<Row>> {
         }
         rows.extend(rows_of(&format!("{workload} {clients} × {bytes} B"), &turns, time));
     }
+    rows.push(slow_disk()?);
     Ok(rows)
+}
+
+/// What a durable write costs 16 clients whose disk takes a millisecond to sync.
+fn slow_disk() -> Outcome<Row> {
+    let program = root().join("target/release/examples/slow_disk");
+    let output = Command::new(program).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let rate = text.split(' ').next().and_then(|word| word.parse::<f64>().ok());
+    let rate = rate.ok_or(format!("no figure: {text}"))?;
+    Ok(Row::new("a write of 16 clients, fdatasync of 1 ms", "ms", vec![1e3 / rate]).at_most(1.0))
 }
 
 fn rows_of(name: &str, turns: &[(Value, Value)], time: Option<f64>) -> Vec<Row> {
