@@ -354,7 +354,8 @@ fn the_cluster_in_a_running_etcd_is_taken_over() {
 
         let import = format!("store import @data --endpoints http://127.0.0.1:1,{url} {tls}");
         let refused = machine.knarr(&import);
-        assert!(refused.out.contains("/registry/secrets/shop/hidden: encrypted (aescbc)"));
+        let hidden = "/registry/secrets/shop/hidden: encrypted (aescbc)";
+        assert!(refused.out.contains(hidden), "{refused}");
         assert!(refused.failure().contains("1 values cannot be read here"));
         etcdctl(&format!("--endpoints {url} {tls} del /registry/secrets/shop/hidden"));
         machine.knarr(&format!("{import} --dry-run")).success();

@@ -1,13 +1,11 @@
 //! A snapshot of a running etcd, as `etcdctl snapshot save` gets it.
 
-use std::path::Path;
+use std::path::PathBuf;
 
-use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::client::legacy::connect::HttpConnector;
 use knarr_etcdpb::etcdserverpb::SnapshotRequest;
 use knarr_etcdpb::etcdserverpb::maintenance_client::MaintenanceClient;
-use knarr_pki::Signed;
-use tonic::transport::{Channel, Endpoint};
+use knarr_store::external::Tls;
+use tonic::transport::Channel;
 
 use super::Progress;
 use crate::flags::ImportFlags;
@@ -57,26 +55,19 @@ async fn fetch(flags: &ImportFlags, endpoint: &str, into: &mut Vec<u8>) -> Resul
 }
 
 async fn connect(flags: &ImportFlags, endpoint: &str) -> Result<Channel, Fatal> {
-    let text = |path: &Path| {
-        std::fs::read_to_string(path)
+    let read = |path: &PathBuf| {
+        std::fs::read(path)
             .map_err(|error| Fatal(format!("cannot read {}: {error}", path.display())))
     };
-    let ca = flags.cacert.as_deref().map(text).transpose()?.unwrap_or_default();
-    let client = flags.cert.as_deref().zip(flags.key.as_deref());
-    let client = client
-        .map(|(cert, key)| Ok::<_, Fatal>(Signed { certificate: text(cert)?, key: text(key)? }));
-    let tls = knarr_pki::client_config(&ca, client.transpose()?.as_ref())?;
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    let connector = HttpsConnectorBuilder::new()
-        .with_tls_config((*tls).clone())
-        .https_or_http()
-        .enable_http2()
-        .wrap_connector(tcp);
+    let client = match (&flags.cert, &flags.key) {
+        (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+        _ => None,
+    };
+    let tls = Tls { authority: flags.cacert.as_ref().map(read).transpose()?, client };
     let target =
         if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
-    let channel = Endpoint::from_shared(target)?.connect_timeout(CONNECT);
-    channel.connect_with_connector(connector).await.map_err(|error| Fatal(reason(&error)))
+    let endpoint = tls.endpoint(&target).map_err(Fatal)?.connect_timeout(CONNECT);
+    endpoint.connect().await.map_err(|error| Fatal(reason(&error)))
 }
 
 /// An error with what it comes from, without which it says little.

@@ -134,28 +134,38 @@ impl Peers {
     }
 }
 
-/// A member by its address, as upstream's `--etcd-servers` names it.
-fn peer(name: &str, tls: &Tls) -> Result<(String, Channel), String> {
-    let refused = |error: tonic::transport::Error| format!("etcd server {name}: {}", chain(&error));
-    let secure = name.starts_with("https://");
-    if !secure && !name.starts_with("http://") {
-        return Err(format!("etcd server {name}: must begin with https:// or http://"));
-    }
-    let mut endpoint = Endpoint::from_shared(name.to_owned())
-        .map_err(refused)?
-        .connect_timeout(ANSWER)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(ANSWER);
-    if secure {
-        let mut config = match &tls.authority {
+impl Tls {
+    /// The way to a member, by its address as upstream's `--etcd-servers` has it.
+    ///
+    /// # Errors
+    /// What is wrong with the address, the authority or the certificate.
+    pub fn endpoint(&self, name: &str) -> Result<Endpoint, String> {
+        let refused =
+            |error: tonic::transport::Error| format!("etcd server {name}: {}", chain(&error));
+        let secure = name.starts_with("https://");
+        if !secure && !name.starts_with("http://") {
+            return Err(format!("etcd server {name}: must begin with https:// or http://"));
+        }
+        let endpoint = Endpoint::from_shared(name.to_owned()).map_err(refused)?.tcp_nodelay(true);
+        if !secure {
+            return Ok(endpoint);
+        }
+        let mut config = match &self.authority {
             Some(pem) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
             None => ClientTlsConfig::new().with_native_roots(),
         };
-        if let Some((certificate, key)) = &tls.client {
+        if let Some((certificate, key)) = &self.client {
             config = config.identity(Identity::from_pem(certificate, key));
         }
-        endpoint = endpoint.tls_config(config).map_err(refused)?;
+        endpoint.tls_config(config).map_err(refused)
     }
+}
+
+fn peer(name: &str, tls: &Tls) -> Result<(String, Channel), String> {
+    let endpoint = tls
+        .endpoint(name)?
+        .connect_timeout(ANSWER)
+        .http2_keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(ANSWER);
     Ok((name.to_owned(), endpoint.connect_lazy()))
 }
