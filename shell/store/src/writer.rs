@@ -224,14 +224,13 @@ impl Writer {
         let mut replies = Vec::new();
         let mut next = Some(first);
         while let Some(job) = next.take() {
-            if self.engine.admits(&job.command, &mut pending) {
+            if let Some(answer) = self.turns_away(&job.command, &mut pending) {
+                // A caller that no longer waits is no error.
+                let _ = job.reply.send(answer);
+            } else {
                 size += Engine::cost(&job.bytes);
                 replies.push((job.reply, job.room));
                 entries.push(Entry { command: job.command, bytes: job.bytes });
-            } else {
-                self.usage.refuse(read_lock(&self.engine.keyspace()).held_bytes());
-                // A caller that no longer waits is no error.
-                let _ = job.reply.send(Err(StoreError::NoSpace));
             }
             next = self.next_fitting(limit.saturating_sub(size));
         }
@@ -241,6 +240,22 @@ impl Writer {
         let results = self.log(entries);
         self.publish();
         answer(replies, results);
+    }
+
+    /// The answer to a command that must not come into the log, beside `pending` bytes that may.
+    fn turns_away(
+        &self,
+        command: &Command,
+        pending: &mut usize,
+    ) -> Option<Result<Outcome, StoreError>> {
+        if let Err(refusal) = self.engine.recalls(command) {
+            return Some(Ok(Err(refusal)));
+        }
+        if self.engine.admits(command, pending) {
+            return None;
+        }
+        self.usage.refuse(read_lock(&self.engine.keyspace()).held_bytes());
+        Some(Err(StoreError::NoSpace))
     }
 
     /// Commits entries; once a second the time goes in front of them.
