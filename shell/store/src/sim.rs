@@ -109,6 +109,8 @@ struct Platter {
     fuse: Option<u64>,
     /// Files opened before the last power cut are dead.
     boots: u64,
+    /// How long an fdatasync takes, in milliseconds, on which clock.
+    slow: Option<(Arc<SimClock>, u64)>,
     /// fdatasyncs so far.
     syncs: u64,
     /// Changes of any kind so far, syncs included.
@@ -155,6 +157,7 @@ impl Default for SimDisk {
             fault: Fault::None,
             fuse: None,
             boots: 0,
+            slow: None,
             syncs: 0,
             changes: 0,
             trace: 0xcbf2_9ce4_8422_2325,
@@ -196,6 +199,11 @@ impl SimDisk {
         self.lock().fault = fault;
     }
 
+    /// Lets every fdatasync take so long, on a clock.
+    pub fn set_slow(&self, clock: &Arc<SimClock>, millis: u64) {
+        self.lock().slow = Some((clock.clone(), millis));
+    }
+
     /// Limits the sum of all file sizes, in bytes.
     pub fn set_capacity(&self, bytes: u64) {
         self.lock().capacity = bytes;
@@ -209,6 +217,19 @@ impl SimDisk {
     /// How often anything was changed or synced.
     pub fn changes(&self) -> u64 {
         self.lock().changes
+    }
+
+    /// Whether it has neither a fault nor a fuse.
+    pub fn healthy(&self) -> bool {
+        let platter = self.lock();
+        platter.fault == Fault::None && platter.fuse.is_none()
+    }
+
+    /// All files and their sizes in bytes.
+    pub fn files(&self) -> Vec<(String, u64)> {
+        let platter = self.lock();
+        let size = |inode| platter.inodes[inode].live.len() as u64;
+        platter.names.iter().map(|(name, inode)| (name.clone(), size(inode))).collect()
     }
 
     /// Bytes in all files.
@@ -475,6 +496,9 @@ impl DiskFile for SimFile {
         self.with(|platter, id| {
             platter.note("sync", &[id], &[]);
             platter.syncs += 1;
+            if let Some((clock, millis)) = &platter.slow {
+                clock.advance(*millis);
+            }
             platter.spend()?;
             match platter.fault {
                 Fault::SyncLies => {}

@@ -13,6 +13,9 @@ use knarr_store::mvcc::*;
 
 use crate::naive::Model;
 
+/// A time that never comes.
+pub const FOREVER: u64 = u64::MAX;
+
 /// A call, or something a client learned.
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -138,12 +141,12 @@ impl Search<'_> {
         false
     }
 
-    /// Takes everything that changes nothing and fits here: to wait with it gains nothing. False
-    /// when something has come too late.
+    /// Takes everything that changes nothing and fits here: to wait with it gains nothing, unless
+    /// a doubtful call cannot come after it. False when something has come too late.
     fn settle(&mut self) -> bool {
         let horizon = self.horizon();
         for at in 0..self.calls.len() {
-            if self.open(at, horizon) && self.must(at) && self.idle(at) {
+            if self.open(at, horizon) && self.must(at) && !self.closes(at) && self.idle(at) {
                 self.put(at);
                 return self.settle();
             }
@@ -166,7 +169,8 @@ impl Search<'_> {
             .partition(|&at| self.must(at));
         for at in certain.iter().copied().chain(doubtful) {
             let (mark, begun) = (self.model.mark(), self.begun);
-            if matches!(self.take(at), Step::Moved) {
+            let step = self.take(at);
+            if matches!(step, Step::Moved) || matches!(step, Step::Idle) && self.must(at) {
                 self.put(at);
                 if self.go() {
                     return true;
@@ -212,12 +216,21 @@ impl Search<'_> {
     /// Before this every call that comes next must have begun.
     fn horizon(&self) -> u64 {
         let waiting = (0..self.calls.len()).filter(|&at| !self.done[at] && self.must(at));
-        waiting.map(|at| self.calls[at].until).min().unwrap_or(u64::MAX)
+        waiting.map(|at| self.calls[at].until).min().unwrap_or(FOREVER)
     }
 
     fn open(&self, at: usize, horizon: u64) -> bool {
         let call = &self.calls[at];
         !self.done[at] && call.called < horizon && call.until > self.begun
+    }
+
+    /// Whether after this call one is too late of which nobody knows whether it happened.
+    fn closes(&self, at: usize) -> bool {
+        let called = self.calls[at].called;
+        let mut calls = self.calls.iter().enumerate();
+        calls.any(|(other, call)| {
+            call.until <= called && self.open(other, FOREVER) && !self.must(other)
+        })
     }
 
     /// A call that should have come before, because it says at which revision.
@@ -247,7 +260,7 @@ impl Search<'_> {
                 after.0 + 1 < oldest.0
                     && match self.past {
                         Past::Kept => *oldest == aside.compacted,
-                        Past::Short => *oldest >= aside.compacted && *oldest <= now,
+                        Past::Short => *oldest >= aside.compacted && *oldest <= now.next(),
                     }
             }
         };
@@ -319,7 +332,7 @@ impl Search<'_> {
         let done = self.done.iter().filter(|done| **done).count();
         if done >= self.best.0 {
             let (call, (now, state)) = (&self.calls[at], self.model.now());
-            let state: Vec<&KeyValue> = state.values().collect();
+            let state: Vec<_> = state.values().map(|kv| (&kv.key, kv.mod_revision)).collect();
             let aside = &self.model.aside;
             self.best = (
                 done,
