@@ -102,6 +102,7 @@ struct Ends {
     calls: Vec<usize>,
 }
 
+/// Looks at a future once.
 fn poll<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(Waker::noop()))
 }
@@ -283,7 +284,10 @@ impl Run {
 
     fn keep_alive(&mut self) {
         let id = traffic::lease(&mut self.rng);
-        let alive = self.store.lease_keep_alive(id).is_some();
+        let Poll::Ready(alive) = poll(Box::pin(self.store.lease_keep_alive(id)).as_mut()) else {
+            unreachable!("keep-alives do not wait")
+        };
+        let alive = alive.unwrap().is_some();
         let (now, time) = (self.clock.now(), self.time);
         if let Some(ends) = self.leases.get_mut(&id) {
             if !alive && ends.at <= now {
