@@ -373,7 +373,10 @@ impl Run {
         let next = poll(Box::pin(self.watchers[at].watch.next()).as_mut());
         match next {
             Poll::Pending => self.progress(at),
-            Poll::Ready(Ok(batch)) => self.batch(at, batch),
+            Poll::Ready(Ok(batch)) => {
+                self.batch(at, batch);
+                self.progress(at);
+            }
             Poll::Ready(Err(error)) => self.over(at, error),
         }
     }
@@ -460,9 +463,18 @@ impl Run {
             }
             assert!(self.clients[at].is_none(), "a closed store leaves somebody without an answer");
         }
-        for bell in 0..BELLS {
-            self.answer_bell(bell);
+        for at in (0..self.watchers.len()).rev() {
+            if let Some((bell, _)) = self.watchers[at].shared {
+                let waiting = self.bells[bell].clone();
+                let rung = poll(Box::pin(waiting.wait()).as_mut()).is_ready();
+                assert!(rung, "a closed store leaves a watch waiting");
+            }
         }
+        // What is left to tell comes first, then the end.
+        for _ in 0..2 {
+            (0..self.watchers.len()).rev().for_each(|at| self.drain(at));
+        }
+        assert!(self.watchers.is_empty(), "a watch of a closed store goes on");
         if self.broken || !self.disk.healthy() {
             return self.cut();
         }
@@ -559,7 +571,8 @@ impl Run {
                 None => self.drain(at),
             }
         }
-        let now = self.store.durable();
+        let now = self.store.read(|_, at| at);
+        assert_eq!(self.store.durable(), now);
         for watcher in &self.watchers {
             let told = &self.told[watcher.told];
             assert!(told.upto >= now, "a watch of {:?} stands at {:?}", told.range, told.upto);
