@@ -102,6 +102,7 @@ impl Model {
                 self.under(*settings)?;
                 self.apply(command)
             }
+            Command::Time { .. } => Ok(Answer::Time),
         }
     }
 

@@ -9,7 +9,11 @@ use std::task::{Context, Poll, Waker};
 
 use knarr_store::mvcc::*;
 use knarr_store::sim::{Fault, Pump, Rng, SimClock, SimDisk};
-use knarr_store::{Bell, Clock as _, OpenError, Store, StoreConfig, StoreError, Watch, WatchError};
+use knarr_store::{
+    ArchiveConfig, Bell, Clock as _, OpenError, Store, StoreConfig, StoreError, Watch, WatchError,
+};
+
+use tokio::runtime::{Builder, Runtime};
 
 use crate::check::{Call, FOREVER, Past, Told, What, check};
 use crate::traffic;
@@ -26,6 +30,8 @@ pub struct Run {
     clock: Arc<SimClock>,
     config: StoreConfig,
     past: Past,
+    /// Reads of the past ask for a thread that may block; it is waited for at once.
+    runtime: Runtime,
     /// What the disk does wrong besides power cuts.
     lies: Fault,
     /// The process, when it runs.
@@ -117,6 +123,8 @@ impl Run {
             command_bytes: 4000,
             history_bytes: if past == Past::Short { 2500 } else { 1 << 20 },
             watch_batch_bytes: 600,
+            // History on disk has a simulation of its own.
+            archive: ArchiveConfig::OFF,
             ..StoreConfig::default()
         };
         let (disk, clock) = (SimDisk::default(), Arc::<SimClock>::default());
@@ -128,6 +136,7 @@ impl Run {
             clock,
             config,
             past,
+            runtime: Builder::new_current_thread().build().unwrap(),
             lies,
             store,
             pump,
@@ -359,7 +368,7 @@ impl Run {
     /// Reads a watch to its end, as one does whose bell rang.
     fn drain(&mut self, at: usize) {
         loop {
-            match self.watchers[at].watch.try_next() {
+            match self.runtime.block_on(self.watchers[at].watch.try_next()) {
                 Ok(Some(batch)) => self.batch(at, batch),
                 Ok(None) => return self.progress(at),
                 Err(error) => return self.over(at, error),
@@ -367,18 +376,17 @@ impl Run {
         }
     }
 
-    /// Waits for the next batch of a watch with a bell of its own, and gives up at once if it has
-    /// to wait: that loses nothing.
+    /// Reads the next batch of a watch with a bell of its own. When there is none it would wait, and
+    /// to give up waiting loses nothing.
     fn next(&mut self, at: usize) {
-        let next = poll(Box::pin(self.watchers[at].watch.next()).as_mut());
-        match next {
-            Poll::Pending => self.progress(at),
-            Poll::Ready(Ok(batch)) => {
-                self.batch(at, batch);
-                self.progress(at);
+        match self.runtime.block_on(self.watchers[at].watch.try_next()) {
+            Ok(Some(batch)) => self.batch(at, batch),
+            Ok(None) => {
+                assert!(poll(Box::pin(self.watchers[at].watch.next()).as_mut()).is_pending());
             }
-            Poll::Ready(Err(error)) => self.over(at, error),
+            Err(error) => return self.over(at, error),
         }
+        self.progress(at);
     }
 
     fn batch(&mut self, at: usize, batch: EventBatch) {
@@ -412,6 +420,7 @@ impl Run {
                 self.resume.push((range.clone(), gone.oldest.previous()));
                 self.learn(What::Gone(upto, gone.oldest));
             }
+            WatchError::Past(error) => panic!("{error}"),
         }
     }
 
