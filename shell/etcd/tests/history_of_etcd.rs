@@ -37,7 +37,7 @@ use knarr_etcdpb::etcdserverpb as pb;
 use knarr_etcdpb::mvccpb::{self, event::EventType};
 use knarr_mvcc::{Command, KeyRange, LeaseId, Op, Query, Refusal, Revision, Txn};
 use knarr_store::sim::{Pump, SimClock, SimDisk};
-use knarr_store::{OpenError, Store, StoreConfig, StoreError};
+use knarr_store::{ArchiveConfig, OpenError, Store, StoreConfig, StoreError};
 use pb::auth_client::AuthClient;
 use pb::kv_client::KvClient;
 use pb::lease_client::LeaseClient;
@@ -170,10 +170,12 @@ fn describe(event: &mvccpb::Event) -> String {
     }
 }
 
-/// Small files, so that little work has segments end and checkpoints made.
+/// Small files, so that little work has segments end and checkpoints made; and no history on disk,
+/// so that what memory forgets is gone.
 fn config() -> StoreConfig {
     let (segment_bytes, checkpoint_bytes) = (4096, 2000);
-    StoreConfig { segment_bytes, checkpoint_bytes, ..StoreConfig::default() }
+    let archive = ArchiveConfig::OFF;
+    StoreConfig { segment_bytes, checkpoint_bytes, archive, ..StoreConfig::default() }
 }
 
 fn open(disk: &SimDisk, history_bytes: usize) -> Store {
