@@ -1,24 +1,24 @@
 //! etcd's own record of correctness bugs (the table of its robustness tests), each as a scenario
-//! that would show it here.
+//! that would show it here: the test whose name ends in the issue's number.
 //!
 //! | issue | what went wrong there | here |
 //! |---|---|---|
-//! | 13766 | a crash under load left data and applied index apart | `a_crash_under_load_13766` |
-//! | 14370 | a lone member answered before the write was on disk | `no_answer_before_the_disk_14370` |
-//! | 14571 | a write was judged by other users and roles on each member | `auth_counts_at_its_place_14571` |
-//! | 14685 | a crash during defragmentation lost the applied index | `defragmentation_touches_nothing_14685` |
-//! | 15220 | progress overtook events on the stream | `progress_comes_after_its_events_15220` |
+//! | 13766 | a crash under load left data and applied index apart | below |
+//! | 14370 | a lone member answered before the write was on disk | below |
+//! | 14571 | a write was judged by other users and roles on each member | below |
+//! | 14685 | a crash during defragmentation lost the applied index | below |
+//! | 15220 | progress overtook events on the stream | below |
 //! | 15271 | a watch went back in time on a member cut off from others | several members |
-//! | 17247 | an event of a transaction came twice | `a_transaction_is_told_once_17247` |
-//! | 17529 | a starved stream lost events | `a_starved_stream_loses_nothing_17529` |
-//! | 17780 | a crash during compaction made the revision smaller | `compaction_keeps_the_revision_17780` |
+//! | 17247 | an event of a transaction came twice | below |
+//! | 17529 | a starved stream lost events | below |
+//! | 17780 | a crash during compaction made the revision smaller | below |
 //! | 18055 | two snapshots in a row made a lagging member panic | several members |
-//! | 18089 | compacting at a deletion lost its event | `a_deletion_at_the_compaction_is_told_18089` |
-//! | 18667 | members differed in what a transaction could read | `the_log_decides_what_can_be_read_18667` |
-//! | 19179 | a watch from the compaction on missed a deletion | `a_watch_begins_at_the_compaction_19179` |
-//! | 20221 | a watch of the future was told of progress | `a_watch_of_the_future_waits_20221` |
-//! | 20221 | a watch of the future was told old events | the same |
-//! | 20271 | a page of the database was not the one expected | `a_damaged_file_is_refused_20271` |
+//! | 18089 | compacting at a deletion lost its event | below |
+//! | 18667 | members differed in what a transaction could read | below |
+//! | 19179 | a watch from the compaction on missed a deletion | below |
+//! | 20221 | a watch of the future was told of progress | below |
+//! | 20221 | a watch of the future was told old events | below |
+//! | 20271 | a page of the database was not the one expected | below |
 //! | 20418 | a member that had been paused answered from its past | several members |
 //!
 //! "Several members" waits for consensus: one member has nobody to differ from or to lag behind.

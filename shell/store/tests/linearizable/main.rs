@@ -1,8 +1,8 @@
 //! Clients that write, read and watch at once, on a store without threads whose disk and clock
 //! misbehave by seed; and a checker that decides whether what they were told can be true.
 //!
-//! * `run` – one run; `traffic` – what its clients ask for; `check` – the checker; `bad` – histories
-//!   that the checker must refuse; `naive` – the model it believes.
+//! * `run` – one run; `traffic` – what its clients ask for; `check` – the checker; `bad` –
+//!   histories that the checker must refuse; `naive` – the model it believes.
 //!
 //! A failing seed says how to run it alone, and then shows its history: `KNARR_SEED=n`.
 //! `KNARR_SEEDS=n` runs more of them.

@@ -376,8 +376,8 @@ impl Run {
         }
     }
 
-    /// Reads the next batch of a watch with a bell of its own. When there is none it would wait, and
-    /// to give up waiting loses nothing.
+    /// Reads the next batch of a watch with a bell of its own. When there is none it would wait,
+    /// and to give up waiting loses nothing.
     fn next(&mut self, at: usize) {
         match self.runtime.block_on(self.watchers[at].watch.try_next()) {
             Ok(Some(batch)) => self.batch(at, batch),
@@ -547,7 +547,7 @@ impl Run {
         }
     }
 
-    /// Everybody gets an answer, every watch catches up, every lease ends, and all is read once more.
+    /// Everybody gets an answer, every watch catches up, every lease ends, and all is read again.
     fn end(&mut self) {
         self.restart();
         self.disk.crash_after(FOREVER);
