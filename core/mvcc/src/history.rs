@@ -37,7 +37,7 @@ pub struct EventBatch {
 /// The asked part of history is no longer held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compacted {
-    /// The oldest revision that can still be read.
+    /// The oldest revision whose changes are all still known: a watch can start there.
     pub oldest: Revision,
 }
 
@@ -55,7 +55,7 @@ impl Keyspace {
         budget: usize,
     ) -> Result<EventBatch, Compacted> {
         if after.0 + 1 < self.compacted.0 {
-            return Err(Compacted { oldest: self.oldest_readable() });
+            return Err(self.gone());
         }
         self.held(range, after, upto, budget)
     }
@@ -72,7 +72,7 @@ impl Keyspace {
         budget: usize,
     ) -> Result<EventBatch, Compacted> {
         if after < self.history.floor {
-            return Err(Compacted { oldest: self.oldest_readable() });
+            return Err(self.gone());
         }
         let upto = upto.min(self.revision);
         if after >= upto {
@@ -90,10 +90,14 @@ impl Keyspace {
         after: Revision,
     ) -> Result<impl Iterator<Item = (Revision, &Bytes)>, Compacted> {
         if after < self.history.floor {
-            return Err(Compacted { oldest: self.oldest_readable() });
+            return Err(self.gone());
         }
         let first = self.history.events.partition_point(|event| event.revision <= after);
         Ok(self.history.events.range(first..).map(|event| (event.revision, &event.key)))
+    }
+
+    fn gone(&self) -> Compacted {
+        Compacted { oldest: self.compacted.max(self.history.floor.next()) }
     }
 
     /// The held history begins after this revision.

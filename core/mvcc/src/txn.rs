@@ -8,7 +8,7 @@ use core::cmp::Ordering;
 
 use bytes::Bytes;
 
-use crate::command::Refusal;
+use crate::command::{Command, Refusal};
 use crate::keyspace::Keyspace;
 use crate::model::{
     Compare, CompareOp, CompareTarget, KeyValue, LeaseId, Op, OpResponse, Query, RangeResult,
@@ -43,8 +43,46 @@ impl Keyspace {
                 Err(Refusal::LeaseNotFound)
             }
             Op::Amend { key, .. } if self.live_key(key).is_none() => Err(Refusal::KeyNotFound),
-            Op::Range(query) => Ok(self.resolve(query.at).map(drop)?),
+            Op::Range(query) => self.settled(query.at),
             Op::Txn(nested) => self.decide(nested, path),
+            _ => Ok(()),
+        })
+    }
+
+    /// Whether a revision can be read, as far as the log says so: what memory holds besides is
+    /// different on each member and after each start, and must not decide what is written.
+    fn settled(&self, at: Revision) -> Result<(), Refusal> {
+        match at {
+            at if at > self.revision => Err(Refusal::FutureRevision(self.revision)),
+            at if at > Revision(0) && at < self.compacted => {
+                Err(Refusal::Compacted(self.compacted))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a command that may read what is no longer held here though nobody compacted it. It
+    /// must not come into the log: what it reads could not be told.
+    ///
+    /// # Errors
+    /// [`Refusal::Compacted`].
+    pub fn recalls(&self, command: &Command) -> Result<(), Refusal> {
+        match command {
+            Command::Txn(txn) => self.recalls_txn(txn),
+            Command::Under { command, .. } => self.recalls(command),
+            _ => Ok(()),
+        }
+    }
+
+    fn recalls_txn(&self, txn: &Txn) -> Result<(), Refusal> {
+        let oldest = self.oldest_readable();
+        txn.success.iter().chain(&txn.failure).try_for_each(|op| match op {
+            Op::Range(query)
+                if query.at >= self.compacted.max(Revision(1)) && query.at < oldest =>
+            {
+                Err(Refusal::Compacted(oldest))
+            }
+            Op::Txn(nested) => self.recalls_txn(nested),
             _ => Ok(()),
         })
     }
@@ -94,6 +132,7 @@ impl Keyspace {
     /// As when it would come from the log.
     pub fn read_txn(&self, txn: &Txn) -> Result<TxnResponse, Refusal> {
         debug_assert!(txn.only_reads(), "writes go through the log");
+        self.recalls_txn(txn)?;
         let mut path = Path::new();
         self.decide(txn, &mut path)?;
         Ok(self.look(txn, &mut path.into_iter()))

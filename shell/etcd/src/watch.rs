@@ -72,6 +72,8 @@ struct Stream {
 /// One watch of a stream.
 struct Watched {
     watch: Watch,
+    /// Where it begins; 0 is with the next change.
+    from: Revision,
     prev_kv: bool,
     fragment: bool,
     no_put: bool,
@@ -164,14 +166,13 @@ impl Stream {
 
     fn open(&mut self, id: i64, request: &pb::WatchCreateRequest, now: Revision) -> u64 {
         let token = revision(id).0;
-        let after = match revision(request.start_revision) {
-            Revision(0) => now,
-            start => start.previous(),
-        };
+        let from = revision(request.start_revision);
+        let after = if from == Revision(0) { now } else { from.previous() };
         let interval = self.face.config.progress_interval;
         let filtered = |filter: FilterType| request.filters.contains(&filter.into());
         let watched = Watched {
             watch: self.face.store.watch_with(watched_range(request), after, &self.bell, token),
+            from,
             prev_kv: request.prev_kv,
             fragment: request.fragment,
             no_put: filtered(FilterType::Noput),
@@ -239,14 +240,17 @@ impl Stream {
         .await
     }
 
-    /// Answers a request for progress: every watch of the stream has told all up to here.
+    /// Answers a request for progress: every watch of the stream has told all up to here. While one
+    /// waits for the future there is no answer, as with etcd.
     async fn progress_of_all(&mut self) -> Result<(), Gone> {
         for token in self.watches.keys().copied().collect::<Vec<_>>() {
             self.drain(token).await?;
         }
-        let now = self.face.store.durable();
-        let reached = self.watches.values().map(|watched| watched.watch.progress()).min();
-        let header = Some(self.face.header(reached.map_or(now, |reached| reached.min(now))));
+        let reached = self.watches.values().map(Watched::progress).min();
+        let Some(reached) = reached.unwrap_or_else(|| Some(self.face.store.durable())) else {
+            return Ok(());
+        };
+        let header = Some(self.face.header(reached));
         self.send(pb::WatchResponse { header, watch_id: NO_WATCH, ..Default::default() }).await
     }
 
@@ -260,8 +264,8 @@ impl Stream {
             let Some(watched) = self.watches.get_mut(&token) else { continue };
             let told = watched.progress_at.is_some_and(|at| at > now);
             watched.progress_at = Some(now + self.face.config.progress_interval);
-            if !told {
-                let header = Some(self.face.header(watched.watch.progress()));
+            if let Some(reached) = watched.progress().filter(|_| !told) {
+                let header = Some(self.face.header(reached));
                 let watch_id = signed(token);
                 self.send(pb::WatchResponse { header, watch_id, ..Default::default() }).await?;
             }
@@ -275,6 +279,11 @@ impl Stream {
 }
 
 impl Watched {
+    /// How far it has come; nothing while it waits for a revision that is not there yet.
+    fn progress(&self) -> Option<Revision> {
+        Some(self.watch.progress()).filter(|reached| *reached >= self.from)
+    }
+
     /// A batch as the watch wants it: filtered, with or without what was before, in one piece or in
     /// pieces that a request may be large.
     fn responses(&mut self, token: u64, batch: EventBatch, face: &Face) -> Vec<pb::WatchResponse> {

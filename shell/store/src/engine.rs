@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::{Arc, RwLock, Weak};
 
-use knarr_mvcc::{Command, Keyspace, Outcome, Revision};
+use knarr_mvcc::{Command, Keyspace, Outcome, Refusal, Revision};
 
 use crate::archive::{Archive, ArchiveJob};
 use crate::checkpoint::{CheckpointJob, checkpoint_name, parse_checkpoint};
@@ -132,6 +132,14 @@ impl Engine {
     /// they become more.
     pub fn admits(&self, command: &Command, pending: &mut usize) -> bool {
         read_lock(&self.keyspace).admits(command, self.config.memory_bytes, pending)
+    }
+
+    /// Refuses a command that may read what is no longer in memory.
+    ///
+    /// # Errors
+    /// [`Refusal::Compacted`].
+    pub fn recalls(&self, command: &Command) -> Result<(), Refusal> {
+        read_lock(&self.keyspace).recalls(command)
     }
 
     /// The state; it never holds anything that is not durable.

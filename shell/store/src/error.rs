@@ -264,9 +264,9 @@ impl std::error::Error for PastError {}
 impl From<PastError> for WatchError {
     fn from(error: PastError) -> Self {
         match error {
-            PastError::Gone { oldest, .. } | PastError::Compacted(oldest) => {
-                Self::Compacted(Compacted { oldest })
-            }
+            // Of the oldest state that is known the changes that led to it are not.
+            PastError::Gone { oldest, .. } => Self::Compacted(Compacted { oldest: oldest.next() }),
+            PastError::Compacted(oldest) => Self::Compacted(Compacted { oldest }),
             error => Self::Past(error),
         }
     }

@@ -10,7 +10,8 @@
 //! Life of a write: [`Store::txn`] → bounded queue → the writer thread takes what is waiting as one
 //! batch → `Log::append` → fdatasync → `Keyspace::apply` → answers and watchers.
 //!
-//! * `disk`, `clock` – the seams; `sim` – their simulated halves, for the tests of every crate.
+//! * `disk`, `clock`, `spawn` – the seams; `sim` – their simulated halves, for the tests of every
+//!   crate.
 //! * `record` – file headers and records as bytes; `log` – segments; `checkpoint` – full states;
 //!   `recovery` – what a start makes of them; `archive` – history that memory let go; `past` – the
 //!   two read as one.
@@ -38,6 +39,7 @@ mod past;
 mod record;
 mod recovery;
 pub mod sim;
+mod spawn;
 mod store;
 mod usage;
 mod watch;

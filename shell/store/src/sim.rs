@@ -1,7 +1,9 @@
-//! The simulated halves of the seams: a disk that forgets, tears, fills up and fails by seed, and a
-//! clock that moves when told. For the tests of every crate; nothing here is random or timed.
+//! The simulated halves of the seams: a disk that forgets, tears, fills up and fails by seed, a
+//! clock that moves when told, and a writer that does one thing at a time, when told. For the tests
+//! of every crate; nothing here is random or timed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::clock::{Clock, SystemClock};
 use crate::config::StoreConfig;
 use crate::disk::{Disk, DiskFile};
+use crate::error::OpenError;
+use crate::spawn::{Spawn, Work};
 use crate::store::Store;
+use crate::writer::Writer;
 
 /// The unit a power cut keeps or loses.
 const SECTOR: usize = 512;
@@ -104,6 +109,8 @@ struct Platter {
     fuse: Option<u64>,
     /// Files opened before the last power cut are dead.
     boots: u64,
+    /// How long an fdatasync takes, in milliseconds, on which clock.
+    slow: Option<(Arc<SimClock>, u64)>,
     /// fdatasyncs so far.
     syncs: u64,
     /// Changes of any kind so far, syncs included.
@@ -150,6 +157,7 @@ impl Default for SimDisk {
             fault: Fault::None,
             fuse: None,
             boots: 0,
+            slow: None,
             syncs: 0,
             changes: 0,
             trace: 0xcbf2_9ce4_8422_2325,
@@ -191,6 +199,11 @@ impl SimDisk {
         self.lock().fault = fault;
     }
 
+    /// Lets every fdatasync take so long, on a clock.
+    pub fn set_slow(&self, clock: &Arc<SimClock>, millis: u64) {
+        self.lock().slow = Some((clock.clone(), millis));
+    }
+
     /// Limits the sum of all file sizes, in bytes.
     pub fn set_capacity(&self, bytes: u64) {
         self.lock().capacity = bytes;
@@ -204,6 +217,19 @@ impl SimDisk {
     /// How often anything was changed or synced.
     pub fn changes(&self) -> u64 {
         self.lock().changes
+    }
+
+    /// Whether it has neither a fault nor a fuse.
+    pub fn healthy(&self) -> bool {
+        let platter = self.lock();
+        platter.fault == Fault::None && platter.fuse.is_none()
+    }
+
+    /// All files and their sizes in bytes.
+    pub fn files(&self) -> Vec<(String, u64)> {
+        let platter = self.lock();
+        let size = |inode| platter.inodes[inode].live.len() as u64;
+        platter.names.iter().map(|(name, inode)| (name.clone(), size(inode))).collect()
     }
 
     /// Bytes in all files.
@@ -470,6 +496,9 @@ impl DiskFile for SimFile {
         self.with(|platter, id| {
             platter.note("sync", &[id], &[]);
             platter.syncs += 1;
+            if let Some((clock, millis)) = &platter.slow {
+                clock.advance(*millis);
+            }
             platter.spend()?;
             match platter.fault {
                 Fault::SyncLies => {}
@@ -481,7 +510,78 @@ impl DiskFile for SimFile {
     }
 }
 
+/// The writer of a store, and the work beside it, driven by hand. A pump that is dropped leaves the
+/// store as a killed process would: nothing more is written, and nobody is answered.
+pub struct Pump {
+    writer: Option<Writer>,
+    aside: Arc<Aside>,
+}
+
+/// Work that waits until it is told to run.
+#[derive(Default)]
+struct Aside(Mutex<VecDeque<Work>>);
+
+impl Spawn for Aside {
+    fn spawn(&self, _: &str, work: Work) -> io::Result<()> {
+        self.lock().push_back(work);
+        Ok(())
+    }
+}
+
+impl Aside {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Work>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pump {
+    /// Takes what waits, as the writer's thread would next. False when nothing is to be done, now
+    /// or because the store is closed.
+    pub fn step(&mut self) -> bool {
+        let Some(writer) = &mut self.writer else { return false };
+        let Some(message) = writer.poll() else { return false };
+        if let Some(done) = writer.turn(message) {
+            // The result of what waits is waited for.
+            while self.work() {}
+            if let Some(writer) = self.writer.take() {
+                writer.close(done);
+            }
+        }
+        true
+    }
+
+    /// Does the oldest work that was put aside, all of it. False when there is none.
+    pub fn work(&mut self) -> bool {
+        let work = self.aside.lock().pop_front();
+        work.map(|work| work()).is_some()
+    }
+}
+
+impl fmt::Debug for Pump {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pump").finish_non_exhaustive()
+    }
+}
+
 impl Store {
+    /// A store without threads.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn simulated(
+        disk: &SimDisk,
+        clock: &Arc<SimClock>,
+        config: StoreConfig,
+    ) -> Result<(Self, Pump), OpenError> {
+        let (disk, clock) = (Arc::new(disk.clone()), clock.clone());
+        let mut pump = Pump { writer: None, aside: Arc::default() };
+        let store = Self::begin(disk, clock, config, pump.aside.clone(), |writer| {
+            pump.writer = Some(writer);
+            None
+        })?;
+        Ok((store, pump))
+    }
+
     /// A store on a simulated disk that goes with its last handle, for tests.
     pub fn in_memory() -> Self {
         let config = StoreConfig {

@@ -19,6 +19,7 @@ use crate::engine::Engine;
 use crate::error::{OpenError, PastError, StoreError, WatchError};
 use crate::external::{External, ExternalConfig};
 use crate::past::Past;
+use crate::spawn::{Spawn, Threads};
 use crate::usage::Usage;
 use crate::watch::{Bell, Hub, Watch};
 use crate::writer::{Job, Message, Writer};
@@ -71,6 +72,17 @@ impl Store {
         clock: Arc<dyn Clock>,
         config: StoreConfig,
     ) -> Result<Self, OpenError> {
+        Self::begin(disk, clock, config, Arc::new(Threads), |writer| Some(writer.spawn()))
+    }
+
+    /// The same, with a writer that is run somehow.
+    pub(crate) fn begin(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        config: StoreConfig,
+        workers: Arc<dyn Spawn>,
+        run: impl FnOnce(Writer) -> Option<thread::JoinHandle<()>>,
+    ) -> Result<Self, OpenError> {
         let engine = Engine::open(disk, config.clone())?;
         let keyspace = engine.keyspace();
         write_lock(&keyspace).renew_all(clock.now());
@@ -85,7 +97,7 @@ impl Store {
         let hub = Arc::new(Hub::default());
         hub.publish(&read_lock(&keyspace));
         let term = engine.term();
-        let thread = Writer {
+        let writer = Writer {
             engine,
             inbox,
             announce,
@@ -93,6 +105,7 @@ impl Store {
             clock: clock.clone(),
             held: None,
             queue: queue.clone(),
+            workers,
             checkpoint: None,
             archive: None,
             compactor,
@@ -100,10 +113,9 @@ impl Store {
             untidy: true,
             usage: usage.clone(),
             retry_at: 0,
-        }
-        .spawn();
+        };
         let room = Arc::new(Semaphore::new(kib(config.queue_bytes) as usize));
-        let writer = Mutex::new(Some(thread));
+        let writer = Mutex::new(run(writer));
         let backend = Backend::Log(Log { room, queue, archive, usage, writer });
         let shared = Shared { keyspace, durable, hub, term, clock, config, identity, backend };
         Ok(Self { shared: Arc::new(shared) })

@@ -256,8 +256,12 @@ impl Watch {
     /// Every change up to this revision, inclusive, has been handed out (a bookmark).
     pub fn progress(&self) -> Revision {
         let published = self.store.hub().published();
-        let quiet = self.level && !lock(&self.bell.rung).first.contains_key(&self.token);
-        if quiet { self.cursor.max(published) } else { self.cursor }
+        let rung = lock(&self.bell.rung).first.get(&self.token).copied();
+        match rung {
+            _ if !self.level => self.cursor,
+            Some(first) => self.cursor.max(first.previous()),
+            None => self.cursor.max(published),
+        }
     }
 }
 

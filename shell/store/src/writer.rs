@@ -7,7 +7,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::thread;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use crate::clock::Clock;
 use crate::engine::{Engine, Entry};
 use crate::error::StoreError;
+use crate::spawn::Spawn;
 use crate::store::read_lock;
 use crate::usage::Usage;
 use crate::watch::Hub;
@@ -64,8 +65,9 @@ pub(crate) struct Writer {
     pub(crate) held: Option<Message>,
     /// For the checkpoint thread.
     pub(crate) queue: Sender<Message>,
-    pub(crate) checkpoint: Option<thread::JoinHandle<io::Result<u64>>>,
-    pub(crate) archive: Option<thread::JoinHandle<io::Result<()>>>,
+    pub(crate) workers: Arc<dyn Spawn>,
+    pub(crate) checkpoint: Option<Receiver<io::Result<u64>>>,
+    pub(crate) archive: Option<Receiver<io::Result<()>>>,
     pub(crate) compactor: Compactor,
     /// When the time is noted again.
     pub(crate) mark_at: u64,
@@ -91,19 +93,27 @@ impl Writer {
 
     fn run(mut self) {
         while let Some(message) = self.receive() {
-            match message {
-                Message::Write(job) => self.commit(*job),
-                Message::Wake => {}
-                Message::Checkpoint => self.end_checkpoint(),
-                Message::Archive => self.end_archive(),
-                Message::Close(done) => return self.close(done),
+            if let Some(done) = self.turn(message) {
+                return self.close(done);
             }
-            self.untidy = true;
-            self.expire();
-            self.compact();
-            self.checkpoint();
-            self.archive();
         }
+    }
+
+    /// Takes one message, and does what is due. Whoever wants the writer closed comes back.
+    pub(crate) fn turn(&mut self, message: Message) -> Option<oneshot::Sender<()>> {
+        match message {
+            Message::Write(job) => self.commit(*job),
+            Message::Wake => {}
+            Message::Checkpoint => self.end_checkpoint(),
+            Message::Archive => self.end_archive(),
+            Message::Close(done) => return Some(done),
+        }
+        self.untidy = true;
+        self.expire();
+        self.compact();
+        self.checkpoint();
+        self.archive();
+        None
     }
 
     /// Starts the checkpoint that is due. It has its own thread, because it takes long and only
@@ -111,14 +121,14 @@ impl Writer {
     fn checkpoint(&mut self) {
         let Some(job) = self.engine.begin_checkpoint() else { return };
         match self.aside("knarr-checkpoint", Message::Checkpoint, move || job.run()) {
-            Ok(thread) => self.checkpoint = Some(thread),
+            Ok(result) => self.checkpoint = Some(result),
             Err(error) => self.engine.end_checkpoint(Err(error)),
         }
     }
 
     fn end_checkpoint(&mut self) {
-        if let Some(thread) = self.checkpoint.take() {
-            self.engine.end_checkpoint(joined(thread));
+        if let Some(result) = self.checkpoint.take() {
+            self.engine.end_checkpoint(ended(&result));
         }
     }
 
@@ -126,35 +136,35 @@ impl Writer {
     fn archive(&mut self) {
         let Some(job) = self.engine.begin_archive() else { return };
         match self.aside("knarr-archive", Message::Archive, move || job.run()) {
-            Ok(thread) => self.archive = Some(thread),
+            Ok(result) => self.archive = Some(result),
             Err(error) => self.engine.end_archive(Err(error)),
         }
     }
 
     fn end_archive(&mut self) {
-        if let Some(thread) = self.archive.take() {
-            self.engine.end_archive(joined(thread));
+        if let Some(result) = self.archive.take() {
+            self.engine.end_archive(ended(&result));
         }
     }
 
+    /// Has work done beside this thread; `done` says when there is a result.
     fn aside<T: Send + 'static>(
         &self,
         name: &str,
         done: Message,
         job: impl FnOnce() -> io::Result<T> + Send + 'static,
-    ) -> io::Result<thread::JoinHandle<io::Result<T>>> {
-        let queue = self.queue.clone();
-        let body = move || {
-            let result = job();
-            // A writer that is closing waits for the thread itself.
+    ) -> io::Result<Receiver<io::Result<T>>> {
+        let (queue, (tell, result)) = (self.queue.clone(), mpsc::channel());
+        let work = move || {
+            // A writer that is closing waits for the result itself, and one that is gone for none.
+            let _ = tell.send(job());
             let _ = queue.send(done);
-            result
         };
-        thread::Builder::new().name(name.into()).spawn(body)
+        self.workers.spawn(name, Box::new(work)).map(|()| result)
     }
 
     /// Lets everything go before it answers, the lock on the directory included.
-    fn close(mut self, done: oneshot::Sender<()>) {
+    pub(crate) fn close(mut self, done: oneshot::Sender<()>) {
         self.engine.hurry();
         self.end_checkpoint();
         self.end_archive();
@@ -179,9 +189,7 @@ impl Writer {
                 Err(TryRecvError::Disconnected) => return None,
             }
         }
-        let expiry = read_lock(&self.engine.keyspace()).next_expiry();
-        let expiry = expiry.map(|deadline| deadline.max(self.retry_at));
-        let Some(wake_at) = expiry.into_iter().chain(self.compactor.deadline()).min() else {
+        let Some(wake_at) = self.wake_at() else {
             return self.inbox.recv().ok();
         };
         let wait = Duration::from_millis(wake_at.saturating_sub(self.clock.now()));
@@ -192,6 +200,22 @@ impl Writer {
         }
     }
 
+    /// The next message if there is one, without waiting for it; else a piece of history goes.
+    pub(crate) fn poll(&mut self) -> Option<Message> {
+        let sent = self.held.take().or_else(|| self.inbox.try_recv().ok());
+        if sent.is_none() && self.untidy {
+            self.untidy = self.engine.forget();
+        }
+        sent.or_else(|| (self.wake_at()? <= self.clock.now()).then_some(Message::Wake))
+    }
+
+    /// When something is due that nobody will send a message for.
+    fn wake_at(&self) -> Option<u64> {
+        let expiry = read_lock(&self.engine.keyspace()).next_expiry();
+        let expiry = expiry.map(|deadline| deadline.max(self.retry_at));
+        expiry.into_iter().chain(self.compactor.deadline()).min()
+    }
+
     /// Commits a job and everything that waits behind it and fits.
     fn commit(&mut self, first: Job) {
         let limit = self.engine.batch_bytes();
@@ -200,14 +224,13 @@ impl Writer {
         let mut replies = Vec::new();
         let mut next = Some(first);
         while let Some(job) = next.take() {
-            if self.engine.admits(&job.command, &mut pending) {
+            if let Some(answer) = self.turns_away(&job.command, &mut pending) {
+                // A caller that no longer waits is no error.
+                let _ = job.reply.send(answer);
+            } else {
                 size += Engine::cost(&job.bytes);
                 replies.push((job.reply, job.room));
                 entries.push(Entry { command: job.command, bytes: job.bytes });
-            } else {
-                self.usage.refuse(read_lock(&self.engine.keyspace()).held_bytes());
-                // A caller that no longer waits is no error.
-                let _ = job.reply.send(Err(StoreError::NoSpace));
             }
             next = self.next_fitting(limit.saturating_sub(size));
         }
@@ -217,6 +240,22 @@ impl Writer {
         let results = self.log(entries);
         self.publish();
         answer(replies, results);
+    }
+
+    /// The answer to a command that must not come into the log, beside `pending` bytes that may.
+    fn turns_away(
+        &self,
+        command: &Command,
+        pending: &mut usize,
+    ) -> Option<Result<Outcome, StoreError>> {
+        if let Err(refusal) = self.engine.recalls(command) {
+            return Some(Ok(Err(refusal)));
+        }
+        if self.engine.admits(command, pending) {
+            return None;
+        }
+        self.usage.refuse(read_lock(&self.engine.keyspace()).held_bytes());
+        Some(Err(StoreError::NoSpace))
     }
 
     /// Commits entries; once a second the time goes in front of them.
@@ -289,8 +328,8 @@ impl Drop for Writer {
     }
 }
 
-fn joined<T>(thread: thread::JoinHandle<io::Result<T>>) -> io::Result<T> {
-    thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+fn ended<T>(result: &Receiver<io::Result<T>>) -> io::Result<T> {
+    result.recv().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
 }
 
 type Reply = (oneshot::Sender<Result<Outcome, StoreError>>, OwnedSemaphorePermit);
