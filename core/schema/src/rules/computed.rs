@@ -161,7 +161,8 @@ fn raise(total: &mut Sums, other: Sums) {
 fn crd_names(crd: &mut Object) {
     let Some(spec) = crd.get_mut("spec").and_then(Value::as_object_mut) else { return };
     let versions = spec.get("versions").and_then(Value::as_array).into_iter().flatten();
-    let stored = versions.filter(|v| v["storage"] == true).map(|v| v["name"].clone()).next();
+    let stored = versions.filter(|v| v["storage"] == true);
+    let stored = stored.map(|v| text(v.get("name")).to_string()).next();
     if let Some(names) = spec.get_mut("names").and_then(Value::as_object_mut) {
         let kind = text(names.get("kind")).to_string();
         if text(names.get("singular")).is_empty() {

@@ -3,6 +3,7 @@
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use knarr_etcdpb::etcdserverpb as pb;
@@ -110,7 +111,15 @@ impl Drop for Etcd {
     }
 }
 
-/// A URL that nobody listens at.
+/// A URL that nobody listens at, nor will: not one of the ports that the kernel gives to whoever
+/// asks for any, and of this process's own share of the others.
 fn free() -> String {
-    format!("http://{}", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap())
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    let share = u16::try_from(std::process::id() % 1200).unwrap() * 10;
+    loop {
+        let port = 20_000 + share + TAKEN.fetch_add(1, Ordering::Relaxed);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return format!("http://127.0.0.1:{port}");
+        }
+    }
 }
