@@ -229,11 +229,9 @@ async fn watch(load: &Arc<Load>) -> Vec<u64> {
         let began = Instant::now();
         let message = framed(&put(number % watches, &load.value));
         number += 1;
-        let (response, mut body) = open(&send, "KV/Put").await;
-        body.send_data(message, true).unwrap();
-        heard.recv().await.unwrap();
+        let (_, seen) = tokio::join!(call(&send, "KV/Put", message), heard.recv());
+        seen.unwrap();
         took.push(began.elapsed().as_micros() as u64);
-        drop(response);
         if load.workload == "watch-latency" {
             // A put every two milliseconds: nothing waits behind anything.
             tokio::time::sleep(Duration::from_millis(2)).await;
