@@ -32,10 +32,6 @@ mod up;
 use flags::{CheckCommand, CheckFlags, Cli, Command};
 use process::run;
 
-/// glibc's allocator costs a third of the time of a small write, and gives little back.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// The subcommand under which the binary starts itself as the shim of a Pod.
 const POD_SHIM: &str = "pod-shim";
 
