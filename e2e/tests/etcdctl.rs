@@ -387,6 +387,7 @@ fn a_full_store_empties_itself_without_an_operator() {
         assert!(put(full).failure().contains("database space exceeded"));
         assert!(must("alarm list").contains("NOSPACE"));
         assert!(must("endpoint status").contains("NOSPACE"));
+        assert!(curl("/health x").contains("ALARM NOSPACE"));
         must("get key0");
         must("del key --prefix");
         // What was deleted is written down and leaves the memory; nobody has to ask for it.
@@ -395,5 +396,6 @@ fn a_full_store_empties_itself_without_an_operator() {
             assert!(Instant::now() < deadline, "the store is still full");
         }
         put(0).success();
+        assert!(curl("/health x").contains(r#""health":"true""#));
     });
 }

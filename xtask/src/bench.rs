@@ -169,7 +169,10 @@ impl Row {
         let show =
             |figure: Option<f64>| figure.map(|it| format!("{it:.places$}")).unwrap_or_default();
         let figures = [self.min, Some(self.median), Some(self.p90), self.max].map(show).join(" | ");
-        let target = self.target.map(|target| format!("{target}")).unwrap_or_default();
+        let target = match self.unit {
+            "ratio" => show(self.target),
+            _ => self.target.map(|target| format!("{target}")).unwrap_or_default(),
+        };
         format!("| {} | {} | {figures} | {target} | {} |", self.name, self.unit, self.verdict())
     }
 

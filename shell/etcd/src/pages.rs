@@ -93,7 +93,14 @@ impl Face {
                 });
                 json(body.to_string())
             }
-            "/health" => json(r#"{"health":"true","reason":""}"#.to_owned()),
+            "/health" => match self.alarms().first() {
+                None => json(r#"{"health":"true","reason":""}"#.to_owned()),
+                Some(alarm) => {
+                    let reason = format!("ALARM {}", alarm.alarm().as_str_name());
+                    let body = serde_json::json!({ "health": "false", "reason": reason });
+                    (503, "application/json", body.to_string())
+                }
+            },
             "/livez" | "/readyz" => (200, "text/plain; charset=utf-8", checks(path, query)),
             "/metrics" => (200, "text/plain; version=0.0.4; charset=utf-8", self.metrics_text()),
             _ => return None,
@@ -129,8 +136,8 @@ impl Face {
         let mut rows = vec![
             ("etcd_server_has_leader", "gauge", "Whether there is a leader.", 1),
             ("etcd_server_is_leader", "gauge", "Whether it is this member.", 1),
-            ("etcd_server_proposals_committed_total", "gauge", "Entries committed.", index),
-            ("etcd_server_proposals_applied_total", "gauge", "Entries applied.", index),
+            ("etcd_server_proposals_committed_total", "counter", "Entries committed.", index),
+            ("etcd_server_proposals_applied_total", "counter", "Entries applied.", index),
             ("etcd_mvcc_db_total_size_in_bytes", "gauge", "Bytes held.", live + history),
             ("etcd_mvcc_db_total_size_in_use_in_bytes", "gauge", "Bytes of newest versions.", live),
             ("etcd_debugging_mvcc_keys_total", "gauge", "Keys held, with those of the past.", keys),

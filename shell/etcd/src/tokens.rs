@@ -211,3 +211,29 @@ impl fmt::Display for TokenError {
 }
 
 impl std::error::Error for TokenError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jwt(secret: &str) -> Jwt {
+        Jwt {
+            algorithm: Algorithm::HS256,
+            public: DecodingKey::from_secret(secret.as_bytes()),
+            private: Some(EncodingKey::from_secret(secret.as_bytes())),
+            ttl: Duration::from_secs(60),
+        }
+    }
+
+    #[test]
+    fn words_that_speak_for_themselves_are_known_by_their_key_and_end() {
+        let ours = jwt("secret");
+        let token = ours.issue("eva", 7).expect("there is a key");
+        assert_eq!(ours.user(&token), Ok(("eva".to_owned(), Some(7))));
+        assert_eq!(jwt("other").user(&token), Err(AuthError::InvalidAuthToken));
+        let claims = Claims { username: "eva".to_owned(), revision: 7, exp: 1 };
+        let key = EncodingKey::from_secret(b"secret");
+        let ended = encode(&Header::new(Algorithm::HS256), &claims, &key).expect("it is signed");
+        assert_eq!(ours.user(&ended), Err(AuthError::InvalidAuthToken));
+    }
+}
