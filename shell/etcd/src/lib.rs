@@ -4,7 +4,8 @@
 //!   `refusal` – refusals as etcd words them.
 //! * `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election` – a service each.
 //! * `gateway` – the same services as JSON over HTTP; `pages` – version, health, metrics.
-//! * `serve` – connections; `tls` – certificates that follow their files; `tokens` – who logged in.
+//! * `serve` – connections; `http2` – the calls of one; `unary` – those that make the load, by a
+//!   shorter way; `tls` – certificates that follow their files; `tokens` – who logged in.
 //!
 //! Invariants: no request reaches the store unjudged, and what was judged by users and roles as
 //! they were holds only if they still are so at its place in the log.
@@ -14,6 +15,7 @@ mod cluster;
 mod election;
 mod face;
 mod gateway;
+mod http2;
 mod kv;
 mod lease;
 mod lock;
@@ -23,6 +25,7 @@ mod refusal;
 mod serve;
 mod tls;
 mod tokens;
+mod unary;
 mod watch;
 mod wire;
 

@@ -1,15 +1,19 @@
 //! Connections in, calls to the services, answers out. One port speaks gRPC, JSON and pages.
 
 use std::convert::Infallible;
+use std::error::Error;
+use std::io::{self, Cursor};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use h2::RecvStream;
 use http::header::CONTENT_TYPE;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use knarr_etcdpb::etcdserverpb as pb;
 use knarr_etcdpb::{v3electionpb, v3lockpb};
 use pb::auth_server::AuthServer;
@@ -18,12 +22,13 @@ use pb::kv_server::KvServer;
 use pb::lease_server::LeaseServer;
 use pb::maintenance_server::MaintenanceServer;
 use pb::watch_server::WatchServer;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use tonic::Code;
 use tonic::body::Body;
+use tonic::{Code, Status};
 use tracing::{debug, warn};
 use v3electionpb::election_server::ElectionServer;
 use v3lockpb::lock_server::LockServer;
@@ -31,20 +36,25 @@ use v3lockpb::lock_server::LockServer;
 use crate::election::Elections;
 use crate::face::{Face, PeerName};
 use crate::gateway;
+use crate::http2;
 use crate::lease::Leases;
 use crate::lock::Locks;
 use crate::maintenance::Keeper;
 use crate::tls::TlsKeeper;
+use crate::unary::Quick;
 use crate::watch::Watches;
 
 /// A client that does not finish the handshake or its headers in this time is let go.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// After a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What a connection of HTTP/2 begins with (RFC 9113, 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What a message may be larger than the request in it.
 const OVERHEAD: usize = 512 << 10;
-/// What may be on its way to this server: of one call, and of one connection.
-const WINDOWS: (u32, u32) = (1 << 20, 4 << 20);
+
+/// Why a connection ended before it was to.
+pub(crate) type Broken = Box<dyn Error + Send + Sync>;
 
 /// Where clients connect.
 #[derive(Debug)]
@@ -113,7 +123,7 @@ async fn secured(
     drain: watch::Receiver<bool>,
 ) {
     let acceptor = TlsAcceptor::from(tls.config());
-    match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+    match timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => {
             let peer = knarr_pki::peer_identity(stream.get_ref().1.peer_certificates());
             let peer = peer.map(|(name, _)| PeerName(name.into()));
@@ -124,14 +134,53 @@ async fn secured(
     }
 }
 
+/// Serves one connection in the version of HTTP that its first bytes are of.
 async fn connection<S>(
     services: Arc<Services>,
-    stream: S,
+    mut stream: S,
     peer: Option<PeerName>,
     mut drain: watch::Receiver<bool>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let begun = match timeout(HANDSHAKE, begun(&mut stream)).await {
+        Ok(Ok(begun)) => begun,
+        Ok(Err(error)) => return debug!(%error, "connection ended"),
+        Err(_) => return debug!("a connection said nothing"),
+    };
+    let is_http2 = begun == PREFACE;
+    let (read, write) = tokio::io::split(stream);
+    let read = Cursor::new(begun).chain(read);
+    let drained = drained(&mut drain);
+    let result = if is_http2 {
+        http2::serve(&services, read, write, peer, drained).await
+    } else {
+        let stream = TokioIo::new(tokio::io::join(read, write));
+        http1(services, stream, peer, drained).await.map_err(Broken::from)
+    };
+    if let Err(error) = result {
+        debug!(%error, "connection ended");
+    }
+}
+
+/// What a connection begins with, as far as it takes to know whether that is [`PREFACE`].
+async fn begun(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    let mut begun = Vec::with_capacity(PREFACE.len());
+    while begun.len() < PREFACE.len() && PREFACE.starts_with(&begun) {
+        let room = PREFACE.len() - begun.len();
+        if stream.take(room as u64).read_buf(&mut begun).await? == 0 {
+            break;
+        }
+    }
+    Ok(begun)
+}
+
+async fn http1(
+    services: Arc<Services>,
+    stream: impl hyper::rt::Read + hyper::rt::Write + Unpin,
+    peer: Option<PeerName>,
+    drained: impl Future<Output = ()>,
+) -> hyper::Result<()> {
     let service = service_fn(move |mut request: Request<Incoming>| {
         if let Some(peer) = &peer {
             request.extensions_mut().insert(peer.clone());
@@ -139,25 +188,15 @@ async fn connection<S>(
         let services = services.clone();
         async move { Ok::<_, Infallible>(services.answer(request.map(Body::new)).await) }
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(None)
-        .initial_stream_window_size(WINDOWS.0)
-        .initial_connection_window_size(WINDOWS.1);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    let result = tokio::select! {
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HANDSHAKE);
+    let mut connection = pin!(builder.serve_connection(stream, service));
+    tokio::select! {
         result = connection.as_mut() => result,
-        () = drained(&mut drain) => {
+        () = drained => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
-    };
-    if let Err(error) = result {
-        debug!(%error, "connection ended");
     }
 }
 
@@ -190,7 +229,7 @@ impl Services {
         }
     }
 
-    async fn answer(&self, request: Request<Body>) -> Response<Body> {
+    pub(crate) async fn answer(&self, request: Request<Body>) -> Response<Body> {
         let content = request.headers().get(CONTENT_TYPE);
         if content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc")) {
             return self.call(request).await;
@@ -201,6 +240,24 @@ impl Services {
             // Boxed: it is large, and every call would carry the room for it.
             None => Box::pin(gateway::answer(self, request)).await,
         }
+    }
+
+    /// Answers one of the calls that make the load.
+    pub(crate) async fn quick(
+        &self,
+        method: Quick,
+        request: Request<RecvStream>,
+    ) -> Result<Bytes, Status> {
+        let calls = self.face.metrics.calls(request.uri().path());
+        if let Some(calls) = calls {
+            calls.begun();
+        }
+        let limit = self.face.config.max_request_bytes + OVERHEAD;
+        let answer = method.answer(&self.face, request, limit).await;
+        if let Some(calls) = calls {
+            calls.ended(answer.as_ref().map_or_else(Status::code, |_| Code::Ok));
+        }
+        answer
     }
 
     /// Calls a method by its path, `/package.Service/Method`.
@@ -222,7 +279,7 @@ impl Services {
             "v3lockpb.Lock" => self.lock.clone().call(request).await,
             "v3electionpb.Election" => self.election.clone().call(request).await,
             other => {
-                let status = tonic::Status::unimplemented(format!("unknown service {other}"));
+                let status = Status::unimplemented(format!("unknown service {other}"));
                 Ok(status.into_http())
             }
         };

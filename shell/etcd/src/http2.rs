@@ -1,0 +1,265 @@
+//! One HTTP/2 connection, one task: its calls are polled where its frames are read and written.
+//!
+//! A task for each call would cost a call more than all else that is done for it. So whatever takes
+//! long inside a call has a task of its own (a watch), or a thread (a password).
+
+use std::future::poll_fn;
+use std::io;
+use std::mem;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use h2::server::{Builder, SendResponse};
+use h2::{RecvStream, SendStream};
+use http::{Request, Response};
+use http_body::{Body as _, Frame};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tonic::Status;
+use tonic::body::Body;
+
+use crate::face::PeerName;
+use crate::serve::{Broken, Services};
+use crate::unary::{self, Quick};
+
+/// What may be on its way to this server: of one call, and of one connection.
+const WINDOWS: (u32, u32) = (1 << 20, 4 << 20);
+/// The largest headers of a call, in bytes.
+const HEADERS: u32 = 16 << 10;
+/// What waits to be sent before a connection is held up, in bytes.
+const OUTBOX: usize = 64 << 10;
+
+/// Serves one connection until it ends; once `drained`, calls in flight are finished.
+pub(crate) async fn serve(
+    services: &Arc<Services>,
+    read: impl AsyncRead + Unpin,
+    mut write: impl AsyncWrite + Unpin,
+    peer: Option<PeerName>,
+    drained: impl Future<Output = ()>,
+) -> Result<(), Broken> {
+    let outbox = Outbox::default();
+    let mut connection = Builder::new()
+        .initial_window_size(WINDOWS.0)
+        .initial_connection_window_size(WINDOWS.1)
+        .max_header_list_size(HEADERS)
+        .handshake(tokio::io::join(read, outbox.clone()))
+        .await?;
+    let mut calls = FuturesUnordered::new();
+    let (mut drained, mut draining) = (pin!(drained), false);
+    let served = poll_fn(|cx| {
+        if !draining && drained.as_mut().poll(cx).is_ready() {
+            draining = true;
+            connection.graceful_shutdown();
+        }
+        loop {
+            while let Poll::Ready(next) = connection.poll_accept(cx) {
+                let Some(next) = next else { return Poll::Ready(Ok(())) };
+                let (mut request, respond) = next?;
+                if let Some(peer) = &peer {
+                    request.extensions_mut().insert(peer.clone());
+                }
+                calls.push(call(services.clone(), request, respond));
+            }
+            // All calls that can go on do so before anything is sent.
+            let mut again = false;
+            while let Poll::Ready(Some(_)) = calls.poll_next_unpin(cx) {
+                again = true;
+            }
+            again |= outbox.poll_send(&mut write, cx)?;
+            if !again {
+                return Poll::Pending;
+            }
+        }
+    });
+    let served = served.await;
+    // The last words, to a client that may have gone.
+    let rest = mem::take(&mut *outbox.held());
+    let _ = write.write_all(&rest).await;
+    let _ = write.shutdown().await;
+    served
+}
+
+/// What a connection has to say, until all calls have had their turn: then it goes in one piece,
+/// where h2 alone would send every message by itself.
+#[derive(Clone, Default)]
+struct Outbox(Arc<Mutex<BytesMut>>);
+
+impl Outbox {
+    fn held(&self) -> MutexGuard<'_, BytesMut> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends what the other side takes. Whether all of that went, and somebody was held up.
+    fn poll_send(
+        &self,
+        write: &mut (impl AsyncWrite + Unpin),
+        cx: &mut Context<'_>,
+    ) -> io::Result<bool> {
+        let mut held = self.held();
+        let was_full = held.len() >= OUTBOX;
+        while !held.is_empty() {
+            match Pin::new(&mut *write).poll_write(cx, &held) {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(sent) => held.advance(sent?),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        // What cannot be flushed now will be before more is written.
+        if let Poll::Ready(flushed) = Pin::new(write).poll_flush(cx) {
+            flushed?;
+        }
+        Ok(was_full)
+    }
+}
+
+impl AsyncWrite for Outbox {
+    /// Nobody is woken when there is room again: the one who makes it goes on by itself.
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut held = self.held();
+        if held.len() >= OUTBOX {
+            return Poll::Pending;
+        }
+        held.extend_from_slice(buf);
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Answers one call. An error is the client's: it has gone, or does not want the answer any more.
+async fn call(
+    services: Arc<Services>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) -> Result<(), h2::Error> {
+    if let Some(method) = Quick::of(&request) {
+        let mut answer = pin!(services.quick(method, request));
+        let answer = poll_fn(|cx| unless_left(answer.as_mut().poll(cx), || respond.poll_reset(cx)));
+        return match answer.await? {
+            Ok(message) => {
+                let mut out = respond.send_response(unary::head(), false)?;
+                out.send_data(message, false)?;
+                out.send_trailers(unary::trailers())
+            }
+            Err(status) => respond.send_response(status.into_http(), true).map(drop),
+        };
+    }
+    let mut answer = pin!(services.answer(request.map(|body| Body::new(Received(body)))));
+    let answer = poll_fn(|cx| unless_left(answer.as_mut().poll(cx), || respond.poll_reset(cx)));
+    let (head, body) = answer.await?.into_parts();
+    let ends = body.is_end_stream();
+    let out = respond.send_response(Response::from_parts(head, ()), ends)?;
+    if ends { Ok(()) } else { send(body, out).await }
+}
+
+/// Sends a body, each piece when there is room for the one before.
+async fn send(mut body: Body, mut out: SendStream<Bytes>) -> Result<(), h2::Error> {
+    loop {
+        let frame =
+            poll_fn(|cx| unless_left(poll_next(&mut body, &mut out, cx), || out.poll_reset(cx)));
+        match frame.await??.map(Frame::into_data) {
+            None => return out.send_data(Bytes::new(), true),
+            Some(Ok(data)) => out.send_data(data, body.is_end_stream())?,
+            Some(Err(frame)) => {
+                return out.send_trailers(frame.into_trailers().unwrap_or_default());
+            }
+        }
+        if body.is_end_stream() {
+            return Ok(());
+        }
+    }
+}
+
+/// The next piece of a body, once the client takes more.
+fn poll_next(
+    body: &mut Body,
+    out: &mut SendStream<Bytes>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Option<Frame<Bytes>>, h2::Error>> {
+    out.reserve_capacity(1);
+    while out.capacity() == 0 {
+        match ready!(out.poll_capacity(cx)) {
+            Some(room) => drop(room?),
+            None => return Poll::Ready(Err(h2::Reason::CANCEL.into())),
+        }
+    }
+    Pin::new(body).poll_frame(cx).map(|frame| match frame {
+        Some(Err(_)) => Err(h2::Reason::INTERNAL_ERROR.into()),
+        other => Ok(other.and_then(Result::ok)),
+    })
+}
+
+/// What was waited for, or that the client has left the call meanwhile.
+fn unless_left<T>(
+    waited: Poll<T>,
+    left: impl FnOnce() -> Poll<Result<h2::Reason, h2::Error>>,
+) -> Poll<Result<T, h2::Error>> {
+    match waited {
+        Poll::Ready(found) => Poll::Ready(Ok(found)),
+        Poll::Pending => left().map(|reason| Err(reason.map_or_else(|error| error, Into::into))),
+    }
+}
+
+/// The body of a request, as it comes.
+struct Received(RecvStream);
+
+impl http_body::Body for Received {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let broken = |error: h2::Error| Status::from_error(Box::new(error));
+        if let Some(data) = ready!(self.0.poll_data(cx)) {
+            let data = data.and_then(|data| {
+                self.0.flow_control().release_capacity(data.len())?;
+                Ok(Frame::data(data))
+            });
+            return Poll::Ready(Some(data.map_err(broken)));
+        }
+        let trailers = ready!(self.0.poll_trailers(cx)).map_err(broken);
+        Poll::Ready(trailers.transpose().map(|trailers| trailers.map(Frame::trailers)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::Waker;
+
+    #[test]
+    fn an_outbox_is_held_up_until_it_was_sent() {
+        let (mut outbox, cx) = (Outbox::default(), &mut Context::from_waker(Waker::noop()));
+        let piece = [7; OUTBOX / 2];
+        for held_up in [false, false, true] {
+            assert_eq!(Pin::new(&mut outbox).poll_write(cx, &piece).is_pending(), held_up);
+        }
+        let mut sent = Vec::new();
+        assert!(outbox.poll_send(&mut sent, cx).unwrap(), "there is room again");
+        assert!(!outbox.poll_send(&mut sent, cx).unwrap(), "there was room");
+        assert_eq!(sent.len(), OUTBOX);
+    }
+}
