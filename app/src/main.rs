@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod agent;
+mod allocator;
 mod backend;
 mod check;
 mod cluster;
@@ -32,6 +33,9 @@ mod up;
 use flags::{CheckCommand, CheckFlags, Cli, Command};
 use process::run;
 
+#[global_allocator]
+static ALLOCATOR: allocator::ByRole = allocator::ByRole;
+
 /// The subcommand under which the binary starts itself as the shim of a Pod.
 const POD_SHIM: &str = "pod-shim";
 
@@ -41,6 +45,9 @@ fn main() -> ExitCode {
     if args.get(1).is_some_and(|arg| arg == POD_SHIM) {
         return knarr_sandbox::shim_main(&args[2..]);
     }
+    // Small memory comes in small pages, here and in the shims, which inherit it; containers do
+    // not. A kernel without this has no huge pages either.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let cli = Cli::parse();
     process::log_to_stderr(cli.verbosity, cli.log_format);
     let result = match cli.command {

@@ -156,6 +156,16 @@ fn capabilities_no_new_privs_and_seccomp_hold() {
     world.finish();
 }
 
+/// The agent does without them, and its shims inherit that.
+#[test]
+fn a_container_has_the_huge_pages_that_the_node_has() {
+    rustix::thread::disable_transparent_huge_pages(true).unwrap();
+    sandbox_or_skip!(world, sandbox);
+    let (_, status) = world.run(&sandbox, &probe(&["status"]));
+    assert!(status.contains("THP_enabled:\t1"), "{status}");
+    world.finish();
+}
+
 #[test]
 fn proc_sys_and_devices_are_fenced() {
     sandbox_or_skip!(world, sandbox);

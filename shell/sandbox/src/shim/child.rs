@@ -79,6 +79,9 @@ fn prepare(
         _ => sys::exit_now(NOT_STARTED),
     }
     set_oom_score(process.oom_score_adj)?;
+    // Whoever started the shim may do without huge pages; this program decides for itself. A kernel
+    // that does not know them has none to give back.
+    let _ = sys::prctl(libc::PR_SET_THP_DISABLE, 0, 0);
     match place {
         Place::New { dir, spec, hierarchies } => rootfs::enter(dir, spec, hierarchies)?,
         Place::Existing { container } => {

@@ -31,7 +31,8 @@ static void status(void) {
     char line[256];
     FILE *file = fopen("/proc/self/status", "r");
     while (fgets(line, sizeof line, file))
-        if (!strncmp(line, "Cap", 3) || !strncmp(line, "NoNew", 5) || !strncmp(line, "Seccomp:", 8))
+        if (!strncmp(line, "Cap", 3) || !strncmp(line, "NoNew", 5) ||
+            !strncmp(line, "THP", 3) || !strncmp(line, "Seccomp:", 8))
             fputs(line, stdout);
 }
 
