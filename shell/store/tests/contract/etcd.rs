@@ -37,10 +37,8 @@ impl Etcd {
             urls.iter().enumerate().map(|(n, (_, peer))| format!("m{n}={peer}")).collect();
         let mut members = Vec::new();
         for (n, (endpoint, peer)) in urls.iter().enumerate() {
-            let program = std::env::var("KNARR_CONTRACT_ETCD").unwrap_or("etcd".to_owned());
-            let mut words = program.split_whitespace();
-            let mut command = Command::new(words.next().unwrap());
-            command.args(words).arg(format!("--name=m{n}"));
+            let mut command = Command::new("etcd");
+            command.arg(format!("--name=m{n}"));
             command.arg("--data-dir").arg(dir.path().join(n.to_string()));
             command.args(["--listen-client-urls", endpoint, "--advertise-client-urls", endpoint]);
             command.args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]);

@@ -1,9 +1,8 @@
-//! One contract, three stores: golden scripts in etcd's words run on the embedded store, on the
-//! external backend over a real etcd, and straight on that etcd by gRPC, which is the judge of the
-//! other two. All must print the same.
+//! One contract: golden scripts in etcd's words run on the embedded store and by gRPC on its face,
+//! on the external backend over that face and over a real etcd, and straight on that etcd, which is
+//! the judge of the others. All must print the same.
 //!
-//! `KNARR_BLESS=1` writes the judge's answers into the scripts. `KNARR_CONTRACT_ETCD` names another
-//! program to judge in etcd's place, with its arguments: `knarr etcd` must pass too.
+//! `KNARR_BLESS=1` writes the judge's answers into the scripts.
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
 use std::fs;
@@ -12,11 +11,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use knarr_etcd::{Face, FaceConfig, Listener, serve};
 use knarr_mvcc::{Event, LeaseId, Op, OpResponse, RangeResult, Revision, Txn};
 use knarr_store::external::wire::Scope;
 use knarr_store::external::{ExternalConfig, Tls};
 use knarr_store::sim::{SimClock, SimDisk};
 use knarr_store::{Store, StoreConfig, WatchError};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 mod etcd;
 mod oracle;
@@ -38,10 +40,23 @@ enum Subject {
 
 #[tokio::test]
 async fn on_the_embedded_store() {
-    judge("embedded", async || {
-        let clock = Arc::new(SimClock::default());
-        let store = Store::open(Arc::new(SimDisk::default()), clock, StoreConfig::default());
-        (Subject::Store(store.unwrap()), None)
+    judge("embedded", async || (Subject::Store(embedded()), ())).await;
+}
+
+#[tokio::test]
+async fn on_the_face_of_the_embedded_store() {
+    judge("face", async || {
+        let (endpoint, served) = face().await;
+        (Subject::Etcd(Oracle::connect(&endpoint).await), served)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_another_store_s_face() {
+    judge("external on a face", async || {
+        let (endpoint, served) = face().await;
+        (Subject::Store(external(&endpoint).await), served)
     })
     .await;
 }
@@ -50,7 +65,7 @@ async fn on_the_embedded_store() {
 async fn on_an_external_etcd() {
     judge("external", async || {
         let etcd = Etcd::start().await;
-        (Subject::Store(external(etcd.endpoint()).await), Some(etcd))
+        (Subject::Store(external(etcd.endpoint()).await), etcd)
     })
     .await;
 }
@@ -59,9 +74,24 @@ async fn on_an_external_etcd() {
 async fn on_the_etcd_itself() {
     judge("etcd", async || {
         let etcd = Etcd::start().await;
-        (Subject::Etcd(Oracle::connect(etcd.endpoint()).await), Some(etcd))
+        (Subject::Etcd(Oracle::connect(etcd.endpoint()).await), etcd)
     })
     .await;
+}
+
+fn embedded() -> Store {
+    let (disk, clock) = (Arc::<SimDisk>::default(), Arc::<SimClock>::default());
+    Store::open(disk, clock, StoreConfig::default()).unwrap()
+}
+
+/// Where a store of its own is served as etcd, while the sender lives.
+async fn face() -> (String, watch::Sender<bool>) {
+    let face = Face::new(embedded(), FaceConfig::default()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let (until_dropped, drain) = watch::channel(false);
+    tokio::spawn(serve(face, Listener::Tcp(listener, None), drain));
+    (endpoint, until_dropped)
 }
 
 async fn external(endpoint: &str) -> Store {
@@ -74,14 +104,14 @@ async fn external(endpoint: &str) -> Store {
     Store::connect(external, StoreConfig::default()).await.unwrap()
 }
 
-/// Runs every script on a store of its own, and on an etcd of its own where there is one below.
-async fn judge(name: &str, new: impl AsyncFn() -> (Subject, Option<Etcd>)) {
+/// Runs every script on a store of its own, and on what serves it as long as it lives.
+async fn judge<Server>(name: &str, new: impl AsyncFn() -> (Subject, Server)) {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/contract/golden");
     let mut scripts: Vec<_> = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path()).collect();
     scripts.sort();
     assert!(!scripts.is_empty(), "no scripts in {}", dir.display());
     for path in scripts {
-        let (mut subject, _etcd) = new().await;
+        let (mut subject, _server) = new().await;
         let text = fs::read_to_string(&path).unwrap();
         let actual = play(&mut subject, &text).await;
         if let Subject::Store(store) = &subject {
