@@ -32,7 +32,8 @@ impl Asked {
         Ok(asked)
     }
 
-    /// A transaction of at most `limit` operations in each list.
+    /// A transaction of at most `limit` operations in each list, of which those nested have what is
+    /// left.
     pub(crate) fn many(txn: &pb::TxnRequest, limit: usize) -> Result<Self, Malformed> {
         let mut asked = Self::default();
         asked.txn = asked.txn(txn, limit)?;
@@ -44,14 +45,13 @@ impl Asked {
     }
 
     fn txn(&mut self, txn: &pb::TxnRequest, limit: usize) -> Result<Txn, Malformed> {
-        if txn.compare.len().max(txn.success.len()).max(txn.failure.len()) > limit {
-            return Err(Malformed::TooManyOps);
-        }
+        let count = txn.compare.len().max(txn.success.len()).max(txn.failure.len());
+        let rest = limit.checked_sub(count).ok_or(Malformed::TooManyOps)?;
         let mut compare = |compare| self.compare(compare);
         Ok(Txn {
             compare: txn.compare.iter().map(&mut compare).collect::<Result<_, _>>()?,
-            success: self.ops(&txn.success, limit)?,
-            failure: self.ops(&txn.failure, limit)?,
+            success: self.ops(&txn.success, rest)?,
+            failure: self.ops(&txn.failure, rest)?,
         })
     }
 
