@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 use std::thread;
 
 use knarr_mvcc::{
-    Answer, Command, Compactor, EventBatch, KeyRange, Keyspace, LeaseId, Query, RangeResult,
-    ReadError, Revision, Txn, TxnResponse,
+    Answer, Command, Compacted, Compactor, EventBatch, KeyRange, Keyspace, LeaseId, Query,
+    RangeResult, ReadError, Revision, Txn, TxnResponse,
 };
 use tokio::sync::{Semaphore, oneshot, watch};
 
@@ -349,7 +349,11 @@ impl Store {
         });
         match held {
             Ok(batch) => Ok(batch),
-            Err(gone) if after.0 + 1 < compacted.0 => Err(WatchError::Compacted(gone)),
+            Err(_) if after.0 + 1 < compacted.0 => {
+                // The disk may go back further than memory, from where a watch can go on.
+                let oldest = compacted.max(self.past().oldest().next());
+                Err(WatchError::Compacted(Compacted { oldest }))
+            }
             Err(_) => {
                 let range = range.clone();
                 let read = self.aside(move |past| past.events(&range, after, upto, budget)).await;
