@@ -243,7 +243,11 @@ impl Watch {
         self.level = false;
         let newest = self.store.read(|_, revision| revision);
         while self.cursor < newest {
-            let batch = self.store.events(&self.range, self.cursor, newest).await?;
+            let batch = match self.store.events(&self.range, self.cursor, newest).await {
+                // With the store its files are closed: what they hold is not gone.
+                Err(_) if lock(&self.bell.rung).closed => return Err(WatchError::Closed),
+                batch => batch?,
+            };
             self.cursor = batch.next;
             if !batch.events.is_empty() {
                 return Ok(Some(batch));
