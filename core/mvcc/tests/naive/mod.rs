@@ -252,7 +252,8 @@ impl Run<'_> {
     }
 }
 
-fn within(state: &State, range: &KeyRange) -> Vec<KeyValue> {
+/// What of a state is in a range.
+pub fn within(state: &State, range: &KeyRange) -> Vec<KeyValue> {
     state.values().filter(|kv| range.contains(&kv.key)).cloned().collect()
 }
 

@@ -240,3 +240,38 @@ fn a_lease_that_ended_too_early() {
     fails(&[call(0, 1, grant.clone()), gone], &[]);
     fails(&[call(0, 1, grant), call(4, 5, What::Alive(id, false))], &[]);
 }
+
+#[test]
+fn a_past_that_was_not() {
+    let x = kv("a", "x", 2, 2, 1);
+    let calls = [wrote(0, 1, "a", "x", 2, None), wrote(2, 3, "a", "y", 3, Some(x.clone()))];
+    let with = |what| [&calls[..], &[call(4, 5, what)]].concat();
+    let old =
+        |at, kvs: &[KeyValue]| with(What::Old(KeyRange::single("a"), Revision(at), kvs.to_vec()));
+    holds(&old(2, from_ref(&x)), &[]);
+    holds(&old(1, &[]), &[]);
+    // Of another revision; forgotten; of the future.
+    fails(&old(3, from_ref(&x)), &[]);
+    fails(&old(2, &[]), &[]);
+    fails(&old(4, &[kv("a", "y", 2, 3, 2)]), &[]);
+    // Nothing was to be lost.
+    fails(&with(What::Lost(Revision(2), Revision(3))), &[]);
+}
+
+#[test]
+fn compaction_by_itself_that_was_too_much() {
+    let x = kv("a", "x", 2, 2, 1);
+    let calls = [wrote(0, 1, "a", "x", 2, None), wrote(2, 3, "a", "y", 3, Some(x))];
+    let old = Query { at: Revision(1), ..Query::one("a") };
+    let gone = Err(ReadError::Compacted(Revision(2)));
+    let read = call(6, 7, What::Read(old, gone, Revision(3)));
+    let kept = |kept| {
+        let auto = call(1, 5, What::Auto(Revision(2), kept));
+        [&calls[..], &[auto, read.clone()]].concat()
+    };
+    holds(&kept(Some(1)), &[]);
+    holds(&kept(Some(0)), &[]);
+    holds(&kept(None), &[]);
+    fails(&kept(Some(2)), &[]);
+    fails(&[&calls[..], from_ref(&read)].concat(), &[]);
+}

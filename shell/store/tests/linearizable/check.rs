@@ -11,7 +11,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use knarr_store::mvcc::*;
 
-use crate::naive::Model;
+use crate::naive::{Model, within};
 
 /// A time that never comes.
 pub const FOREVER: u64 = u64::MAX;
@@ -32,6 +32,12 @@ pub enum What {
     Write(Command, Option<Outcome>),
     /// A query, its answer, and the revision the store said it was at.
     Read(Query, Result<RangeResult, ReadError>, Revision),
+    /// What a range was at a revision, whatever was compacted since.
+    Old(KeyRange, Revision, Vec<KeyValue>),
+    /// There is no telling any more what was before the second: the first was asked for.
+    Lost(Revision, Revision),
+    /// The store may have compacted by itself, when the revision was so much further on.
+    Auto(Revision, Option<u64>),
     /// The leases there are, with their times to live.
     Leases(Vec<(LeaseId, i64)>),
     /// A lease was or was not there to be kept alive.
@@ -95,7 +101,9 @@ impl Told {
 pub enum Past {
     /// Only what was compacted is gone.
     Kept,
-    /// More may be gone: memory was short.
+    /// What memory has let go is on disk. Only transactions look no further than memory.
+    OnDisk,
+    /// More may be gone.
     Short,
 }
 
@@ -210,7 +218,7 @@ impl Search<'_> {
 
     /// Whether a call is known to have happened.
     fn must(&self, at: usize) -> bool {
-        !matches!(self.calls[at].what, What::Write(_, None))
+        !matches!(self.calls[at].what, What::Write(_, None) | What::Auto(..))
     }
 
     /// Before this every call that comes next must have begun.
@@ -252,6 +260,15 @@ impl Search<'_> {
         let aside = &self.model.aside;
         let fits = match &self.calls[at].what {
             What::Write(command, outcome) => return self.write(command, outcome.as_ref()),
+            What::Auto(revision, kept) => {
+                let due = kept.is_none_or(|kept| revision.0 + kept == now.0);
+                let compact = Command::Compact { revision: *revision };
+                return if due { self.write(&compact, None) } else { Step::No };
+            }
+            What::Old(range, at, kvs) => *at <= now && within(self.model.at(*at), range) == *kvs,
+            What::Lost(at, oldest) => {
+                self.past == Past::Short && at < oldest && *oldest <= now.next()
+            }
             What::Read(query, answer, revision) => *revision == now && self.reads(query, answer),
             What::Leases(leases) => leases.iter().copied().eq(aside.leases.clone()),
             What::Alive(id, alive) => aside.leases.contains_key(id) == *alive,
@@ -259,7 +276,7 @@ impl Search<'_> {
             What::Gone(after, oldest) => {
                 after.0 + 1 < oldest.0
                     && match self.past {
-                        Past::Kept => *oldest == aside.compacted,
+                        Past::Kept | Past::OnDisk => *oldest == aside.compacted,
                         Past::Short => *oldest >= aside.compacted && *oldest <= now.next(),
                     }
             }
@@ -303,7 +320,7 @@ impl Search<'_> {
     /// was short.
     fn right(&mut self, command: &Command, outcome: &Outcome) -> bool {
         match outcome {
-            Err(Refusal::Compacted(oldest)) if self.past == Past::Short => {
+            Err(Refusal::Compacted(oldest)) if self.past != Past::Kept => {
                 *oldest >= self.model.aside.compacted
             }
             _ => self.model.apply(command) == *outcome,

@@ -1,5 +1,7 @@
 //! Clients that write, read and watch at once, on a store without threads whose disk and clock
-//! misbehave by seed; and a checker that decides whether what they were told can be true.
+//! misbehave by seed; and a checker that decides whether what they were told can be true. Seeds
+//! differ in what they are short of: history that memory or only the disk keeps, or nobody; memory
+//! that refuses writes; and stores that compact by themselves.
 //!
 //! * `run` – one run; `traffic` – what its clients ask for; `check` – the checker; `bad` –
 //!   histories that the checker must refuse; `naive` – the model it believes.

@@ -6,11 +6,13 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use knarr_store::mvcc::*;
 use knarr_store::sim::{Fault, Pump, Rng, SimClock, SimDisk};
 use knarr_store::{
-    ArchiveConfig, Bell, Clock as _, OpenError, Store, StoreConfig, StoreError, Watch, WatchError,
+    ArchiveConfig, AutoCompaction, Bell, Clock as _, OpenError, PastError, Store, StoreConfig,
+    StoreError, Watch, WatchError,
 };
 
 use tokio::runtime::{Builder, Runtime};
@@ -30,6 +32,11 @@ pub struct Run {
     clock: Arc<SimClock>,
     config: StoreConfig,
     past: Past,
+    /// What the clock said, and the revision that was reached then.
+    reached: Vec<(u64, Revision)>,
+    /// How far it was compacted when last seen, and when the writer was last let work.
+    compacted: Revision,
+    stepped: u64,
     /// Reads of the past ask for a thread that may block; it is waited for at once.
     runtime: Runtime,
     /// What the disk does wrong besides power cuts.
@@ -68,10 +75,16 @@ pub struct Seen {
     pub expiries: u64,
     pub kept_alive: u64,
     pub work: u64,
+    pub no_space: u64,
+    pub compacted_itself: u64,
+    pub old: u64,
+    pub old_below_memory: u64,
+    pub old_below_compaction: u64,
+    pub lost: u64,
 }
 
 impl Seen {
-    pub fn all(&mut self) -> [&mut u64; 14] {
+    pub fn all(&mut self) -> [&mut u64; 20] {
         [
             &mut self.answered,
             &mut self.refused,
@@ -87,6 +100,12 @@ impl Seen {
             &mut self.expiries,
             &mut self.kept_alive,
             &mut self.work,
+            &mut self.no_space,
+            &mut self.compacted_itself,
+            &mut self.old,
+            &mut self.old_below_memory,
+            &mut self.old_below_compaction,
+            &mut self.lost,
         ]
     }
 }
@@ -116,15 +135,25 @@ fn poll<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {
 impl Run {
     pub fn new(seed: u64, lies: Fault) -> Self {
         let mut rng = Rng::new(seed);
-        let past = if rng.one_in(4) { Past::Short } else { Past::Kept };
+        let past = [Past::Kept, Past::Kept, Past::OnDisk, Past::Short][rng.below(4) as usize];
         let config = StoreConfig {
             segment_bytes: 4096,
             checkpoint_bytes: 5000,
             command_bytes: 4000,
-            history_bytes: if past == Past::Short { 2500 } else { 1 << 20 },
+            history_bytes: if past == Past::Kept { 1 << 20 } else { 2500 },
+            // A small memory has little room for history, and gives it up early.
+            memory_bytes: if past == Past::Short && rng.one_in(2) { 3000 } else { 1 << 24 },
             watch_batch_bytes: 600,
-            // History on disk has a simulation of its own.
-            archive: ArchiveConfig::OFF,
+            archive: match past {
+                Past::OnDisk => ArchiveConfig { age: Duration::MAX, ..Default::default() },
+                Past::Short if rng.one_in(2) => ArchiveConfig { bytes: 9000, ..Default::default() },
+                _ => ArchiveConfig::OFF,
+            },
+            auto_compaction: match rng.below(8) {
+                0 => AutoCompaction::Periodic(2_000 + rng.below(20_000)),
+                1 => AutoCompaction::Revisions(rng.below(10)),
+                _ => AutoCompaction::Off,
+            },
             ..StoreConfig::default()
         };
         let (disk, clock) = (SimDisk::default(), Arc::<SimClock>::default());
@@ -136,6 +165,9 @@ impl Run {
             clock,
             config,
             past,
+            reached: vec![(0, Revision(1))],
+            compacted: Revision(0),
+            stepped: 0,
             runtime: Builder::new_current_thread().build().unwrap(),
             lies,
             store,
@@ -178,6 +210,7 @@ impl Run {
             12..20 => _ = self.pump(),
             20 | 21 => self.work(),
             22..25 => self.read(),
+            25 if self.archives() => self.look_back(),
             25 => self.list_leases(),
             26 => self.keep_alive(),
             27..29 => self.open_watch(),
@@ -237,8 +270,9 @@ impl Run {
                 return;
             }
             // All others say that nothing happened.
-            Err(_) => {
-                self.seen.full += 1;
+            Err(error) => {
+                let full = matches!(error, StoreError::NoSpace);
+                *(if full { &mut self.seen.no_space } else { &mut self.seen.full }) += 1;
                 self.calls[call].until = 0;
                 return;
             }
@@ -261,9 +295,12 @@ impl Run {
     }
 
     fn pump(&mut self) -> bool {
-        let called = self.tick();
+        let (called, before) = (self.tick(), self.clock.now());
+        self.stepped = called;
         let stepped = self.pump.step();
         let now = self.clock.now();
+        self.reached.push((before, self.store.durable()));
+        self.notice_compaction();
         for (&id, ends) in self.leases.iter_mut().filter(|(_, ends)| ends.at <= now) {
             for _ in 0..std::mem::take(&mut ends.grants) {
                 ends.calls.push(self.calls.len());
@@ -275,13 +312,76 @@ impl Run {
         stepped
     }
 
+    /// Whoever compacts by itself does so now and then, and never too much.
+    fn notice_compaction(&mut self) {
+        let compacted = self.store.read(|keyspace, _| keyspace.compacted());
+        if compacted == std::mem::replace(&mut self.compacted, compacted) {
+            return;
+        }
+        let told = |call: &Call| match &call.what {
+            What::Write(Command::Compact { revision }, _) => *revision == compacted,
+            _ => false,
+        };
+        let kept = match self.config.auto_compaction {
+            AutoCompaction::Off => return,
+            AutoCompaction::Revisions(kept) => Some(kept),
+            AutoCompaction::Periodic(period) => {
+                let then = self.clock.now().saturating_sub(period);
+                let then = self.reached.iter().rev().find(|(at, _)| *at <= then);
+                let young = then.is_none_or(|(_, reached)| compacted > *reached);
+                assert!(!young || self.calls.iter().any(told), "compacted what was young");
+                None
+            }
+        };
+        self.seen.compacted_itself += u64::from(!self.calls.iter().any(told));
+        let (called, until) = (self.stepped, self.tick());
+        self.calls.push(Call { called, until, what: What::Auto(compacted, kept) });
+    }
+
+    fn archives(&self) -> bool {
+        self.config.archive.bytes > 0
+    }
+
+    /// Reads how it was, whatever was compacted and forgotten since.
+    fn look_back(&mut self) {
+        let (range, past) = (traffic::range(&mut self.rng), self.store.past());
+        let at = Revision(1 + self.rng.below(past.newest().0));
+        let what = match past.state(&range, at) {
+            Ok(state) => {
+                let held = |keyspace: &Keyspace, _| (keyspace.floor(), keyspace.compacted());
+                let (floor, compacted) = self.store.read(held);
+                self.seen.old += 1;
+                self.seen.old_below_memory += u64::from(at < floor);
+                self.seen.old_below_compaction += u64::from(at < compacted);
+                What::Old(range, at, state.kvs)
+            }
+            Err(PastError::Gone { oldest, .. }) => {
+                self.seen.lost += 1;
+                What::Lost(at, oldest)
+            }
+            Err(error) => panic!("{error}"),
+        };
+        self.learn(what);
+    }
+
     fn work(&mut self) {
         self.seen.work += u64::from(self.pump.work());
     }
 
     fn read(&mut self) {
         let query = traffic::query(&mut self.rng, self.store.durable());
-        let (answer, at) = self.store.read(|keyspace, at| (keyspace.query(&query), at));
+        let (mut answer, at) = self.store.read(|keyspace, at| (keyspace.query(&query), at));
+        if answer.is_err() && self.archives() {
+            // Memory does not go back so far; the disk may.
+            answer = match self.runtime.block_on(self.store.query(query.clone())) {
+                Ok(found) => Ok(found),
+                Err(PastError::Future(newest)) => Err(ReadError::FutureRevision(newest)),
+                Err(PastError::Compacted(oldest) | PastError::Gone { oldest, .. }) => {
+                    Err(ReadError::Compacted(oldest))
+                }
+                Err(error) => panic!("{error}"),
+            };
+        }
         self.learn(What::Read(query, answer, at));
     }
 
@@ -438,8 +538,11 @@ impl Run {
     }
 
     fn trouble(&mut self) {
+        // On a full or broken disk history gives way.
+        let gentle = self.past == Past::OnDisk;
         match self.rng.below(5) {
             0 => self.disk.crash_after(1 + self.rng.below(12)),
+            1 | 4 if gentle => {}
             1 => self.disk.set_capacity(self.disk.used() + self.rng.below(3000)),
             2 => self.disk.set_capacity(FOREVER),
             3 => self.disk.set_slow(&self.clock, self.rng.below(3) * 700),
@@ -497,7 +600,9 @@ impl Run {
     /// One bit rots while nothing runs. It is found, or it does not matter.
     fn flip(&mut self) {
         let files = self.disk.files();
-        let files: Vec<_> = files.into_iter().filter(|(_, len)| *len > 0).collect();
+        // Rot in files of the past costs no start, but history: `damage` is about that.
+        let flips = |(name, len): &(String, u64)| *len > 0 && !name.starts_with("hist-");
+        let files: Vec<_> = files.into_iter().filter(flips).collect();
         let (name, len) = &files[self.rng.below(files.len() as u64) as usize];
         let (offset, mask) = (self.rng.below(*len) as usize, 1 << self.rng.below(8));
         self.disk.flip(name, offset, mask);
@@ -539,12 +644,34 @@ impl Run {
                 Err(error) => panic!("does not open: {error}"),
             }
         }
+        self.reached.push((self.clock.now(), self.store.durable()));
+        self.notice_compaction();
         // A new process gives every lease its whole time again.
         let now = self.clock.now();
         for ends in self.leases.values_mut() {
             ends.at = now + ends.ttl_millis;
             ends.grants += ends.calls.drain(..).len() as u64;
         }
+    }
+
+    fn idle(&mut self) {
+        for _ in 0..40 {
+            self.pump();
+            self.work();
+        }
+    }
+
+    /// A command that nothing can refuse.
+    fn finish(&mut self, command: Command) {
+        let (call, called) = (self.calls.len(), self.tick());
+        self.calls.push(Call { called, until: FOREVER, what: What::Write(command.clone(), None) });
+        let store = self.store.clone();
+        self.poll(0, call, Box::pin(async move { store.command(command).await }));
+        self.idle();
+        let (call, answering) = self.clients[0].take().unwrap();
+        self.poll(0, call, answering);
+        let answered = matches!(&self.calls[call].what, What::Write(_, Some(Ok(_))));
+        assert!(answered, "{:?} was refused", self.calls[call]);
     }
 
     /// Everybody gets an answer, every watch catches up, every lease ends, and all is read again.
@@ -554,18 +681,12 @@ impl Run {
         while self.watchers.len() < 6 {
             self.open_watch();
         }
-        let command = traffic::marker();
-        let (call, called) = (self.calls.len(), self.tick());
-        self.calls.push(Call { called, until: FOREVER, what: What::Write(command.clone(), None) });
-        let store = self.store.clone();
-        self.poll(0, call, Box::pin(async move { store.command(command).await }));
+        // A full store can be emptied, and takes new keys then.
+        self.finish(traffic::nothing());
         self.clock.advance(1 << 40);
-        for _ in 0..20 {
-            self.pump();
-            self.work();
-        }
-        let (call, answering) = self.clients[0].take().unwrap();
-        self.poll(0, call, answering);
+        self.idle();
+        self.finish(traffic::marker());
+        self.idle();
         self.list_leases();
         assert!(
             matches!(&self.calls.last().unwrap().what, What::Leases(leases) if leases.is_empty())
@@ -589,5 +710,8 @@ impl Run {
         let query = Query::of(KeyRange::prefix(""));
         let (answer, at) = self.store.read(|keyspace, at| (keyspace.query(&query), at));
         self.learn(What::Read(query, answer, at));
+        for _ in 0..if self.archives() { 4 } else { 0 } {
+            self.look_back();
+        }
     }
 }

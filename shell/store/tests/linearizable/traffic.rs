@@ -52,7 +52,13 @@ pub fn command(rng: &mut Rng, now: Revision, clock: u64) -> Command {
     }
 }
 
-/// A last write, which nothing can refuse.
+/// The end of all keys.
+pub fn nothing() -> Command {
+    let delete = Op::Delete { range: KeyRange::prefix("") };
+    Command::Txn(Txn { success: vec![delete], ..Txn::default() })
+}
+
+/// A last write.
 pub fn marker() -> Command {
     let put = Op::Put { key: "k0".into(), value: "the end".into(), lease: LeaseId(0) };
     Command::Txn(Txn { success: vec![put], ..Txn::default() })
