@@ -2,23 +2,22 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use knarr_etcd::{Face, FaceConfig, TokenKind};
 use knarr_etcd_model::auth::{Auth, Edit};
 use knarr_etcdpb::etcdserverpb as pb;
 use knarr_mvcc::{Command, Revision};
-use knarr_store::sim::{Pump, SimDisk};
 use knarr_store::{Store, StoreConfig};
+use pb::auth_client::AuthClient;
 use pb::kv_client::KvClient;
 use serde_json::json;
 use tokio::task::yield_now;
 use tonic::transport::Channel;
-use tonic::{Code, Request};
+use tonic::{Code, Request, Status};
 
-use crate::served::{Client, Served, quick};
+use crate::served::{ByHand, Client, Served, quick};
 
 /// Root, and Ann who may write `a`.
 async fn users(client: &Client) {
@@ -43,64 +42,69 @@ async fn log_in(client: &Client, name: &str, password: &str) -> Result<Client, S
     Ok(Client { token: Some(token.to_owned()), ..client.clone() })
 }
 
-/// A store that writes when it is told.
-struct ByHand {
-    store: Store,
-    pump: Pump,
+/// What a call answers that was judged before a change of rights, and comes after it.
+async fn behind<T: Send + 'static>(
+    hand: &mut ByHand,
+    edit: Edit,
+    channel: &Channel,
+    call: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<(), Code> {
+    let auth = hand.store.read(|keyspace, _| Auth::read(keyspace.settings()));
+    let change = Command::Settings(auth.edit(edit).unwrap().unwrap());
+    let store = hand.store.clone();
+    let mut changing = pin!(store.command(change));
+    // It waits in the queue.
+    assert!(changing.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    let calling = tokio::spawn(call);
+    yield_now().await;
+    // What is asked later on the same connection is read later: the call waits behind.
+    KvClient::new(channel.clone()).range(pb::RangeRequest::default()).await.unwrap_err();
+    assert!(!calling.is_finished());
+    hand.until(calling).await.unwrap().map(drop).map_err(|status| status.code())
 }
 
-impl ByHand {
-    /// Lets everything happen until something is done.
-    async fn until<T>(&mut self, done: impl Future<Output = T>) -> T {
-        let mut done = pin!(done);
-        loop {
-            if let Poll::Ready(done) = done.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                return done;
-            }
-            while self.pump.step() {}
-            yield_now().await;
-        }
-    }
-
-    /// What Ann's put answers that was judged before a change of rights, and comes after it.
-    async fn put_behind(&mut self, channel: &Channel, ann: &str, edit: Edit) -> Result<(), Code> {
-        let auth = self.store.read(|keyspace, _| Auth::read(keyspace.settings()));
-        let change = Command::Settings(auth.edit(edit).unwrap().unwrap());
-        let store = self.store.clone();
-        let mut changing = pin!(store.command(change));
-        // It waits in the queue.
-        assert!(changing.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-        let mut kv = KvClient::new(channel.clone());
-        let mut put = Request::new(pb::PutRequest { key: "a".into(), ..Default::default() });
-        put.metadata_mut().insert("authorization", ann.parse().unwrap());
-        let putting = tokio::spawn(async move { kv.put(put).await });
-        yield_now().await;
-        // What is asked later on the same connection is read later: the put waits behind.
-        KvClient::new(channel.clone()).range(pb::RangeRequest::default()).await.unwrap_err();
-        assert!(!putting.is_finished());
-        let put = self.until(putting).await.unwrap();
-        put.map(drop).map_err(|status| status.code())
-    }
+fn by<T>(token: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("authorization", token.parse().unwrap());
+    request
 }
 
 #[tokio::test]
 async fn a_write_is_judged_at_its_place_in_the_log() {
-    let (store, pump) =
-        Store::simulated(&SimDisk::default(), &Arc::default(), StoreConfig::default()).unwrap();
-    let mut hand = ByHand { store: store.clone(), pump };
+    let mut hand = ByHand::new(StoreConfig::default());
+    let store = hand.store.clone();
     let served = Served::new(&store, quick(), None).await;
     let client = served.client();
     hand.until(users(&client)).await;
     let ann = hand.until(log_in(&client, "ann", "a")).await.unwrap().token.unwrap();
+    let root = hand.until(log_in(&client, "root", "r")).await.unwrap().token.unwrap();
     let channel = Channel::from_shared(format!("http://{}", served.address)).unwrap();
     let channel = channel.connect().await.unwrap();
+    let put = || {
+        let put = pb::PutRequest { key: "a".into(), ..Default::default() };
+        let (mut kv, put) = (KvClient::new(channel.clone()), by(&ann, put));
+        async move { kv.put(put).await }
+    };
     // Somebody else's rights: it happens all the same.
     let other = Edit::RoleAdd("other".into());
-    assert_eq!(hand.put_behind(&channel, &ann, other).await, Ok(()));
+    assert_eq!(behind(&mut hand, other, &channel, put()).await, Ok(()));
     assert_eq!(store.durable(), Revision(2));
     let hers = Edit::UserRevoke("ann".into(), "some".into());
-    assert_eq!(hand.put_behind(&channel, &ann, hers).await, Err(Code::PermissionDenied));
+    assert_eq!(behind(&mut hand, hers, &channel, put()).await, Err(Code::PermissionDenied));
     assert_eq!(store.durable(), Revision(2), "nothing was written");
+    // Changes of rights are judged anew as well.
+    let add = |name: &str| {
+        let add = by(&root, pb::AuthRoleAddRequest { name: name.into() });
+        let mut auth = AuthClient::new(channel.clone());
+        async move { auth.role_add(add).await }
+    };
+    let (one, two) = (Edit::RoleAdd("one".into()), Edit::RoleAdd("two".into()));
+    assert_eq!(behind(&mut hand, one, &channel, add("three")).await, Ok(()));
+    let taken = Err(Code::FailedPrecondition);
+    assert_eq!(behind(&mut hand, two, &channel, add("two")).await, taken);
+    let auth = store.read(|keyspace, _| Auth::read(keyspace.settings()));
+    let roles: Vec<_> = auth.roles().map(|role| &role.name[..]).collect();
+    assert_eq!(roles, ["one", "other", "some", "three", "two"]);
 }
 
 #[tokio::test]
@@ -124,6 +128,8 @@ async fn words_that_speak_for_themselves_are_as_old_as_the_rights() {
     let root = log_in(&client, "root", "r").await.unwrap();
     let put = json!({"key": "YQ=="});
     assert_eq!(ann.ask("kv/put", &put).await.0, 200);
+    let bearer = Client { token: ann.token.as_ref().map(|t| format!("Bearer {t}")), ..ann.clone() };
+    assert_eq!(bearer.ask("kv/put", &put).await.0, 200);
     // Another face of the same store and secret knows them; one without a key gives none.
     let other = Served::new(&store, jwt(false, 60), None).await;
     let there = Client { address: other.address, ..ann.clone() };

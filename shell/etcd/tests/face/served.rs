@@ -1,20 +1,25 @@
 //! A face that is served in this process, and who asks it: JSON over HTTP, with or without TLS.
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use knarr_etcd::{Face, FaceConfig, Listener, TlsKeeper, serve};
-use knarr_store::Store;
+use knarr_store::sim::{Pump, SimClock, SimDisk};
+use knarr_store::{Store, StoreConfig};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::yield_now;
 use tokio_rustls::TlsConnector;
 
 /// A face, served while it lives.
@@ -29,6 +34,32 @@ pub struct Client {
     pub address: SocketAddr,
     pub tls: Option<Arc<ClientConfig>>,
     pub token: Option<String>,
+}
+
+/// A store that writes when it is told.
+pub struct ByHand {
+    pub store: Store,
+    pump: Pump,
+}
+
+impl ByHand {
+    pub fn new(config: StoreConfig) -> Self {
+        let (disk, clock) = (SimDisk::default(), Arc::<SimClock>::default());
+        let (store, pump) = Store::simulated(&disk, &clock, config).unwrap();
+        Self { store, pump }
+    }
+
+    /// Lets everything happen until something is done.
+    pub async fn until<T>(&mut self, done: impl Future<Output = T>) -> T {
+        let mut done = pin!(done);
+        loop {
+            if let Poll::Ready(done) = done.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                return done;
+            }
+            while self.pump.step() || self.pump.work() {}
+            yield_now().await;
+        }
+    }
 }
 
 /// What came back.
