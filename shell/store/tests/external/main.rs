@@ -15,6 +15,7 @@ use knarr_store::external::{ExternalConfig, Tls};
 use knarr_store::{Store, StoreConfig, StoreError, WatchError};
 use tokio::task::JoinSet;
 
+mod compaction;
 #[path = "../contract/etcd.rs"]
 mod etcd;
 mod road;
