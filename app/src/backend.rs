@@ -95,7 +95,7 @@ fn open_log(data: &Path, keep: &KeepFlags) -> Result<Store, Fatal> {
 
 /// Connects to etcd, which may be starting at the same time.
 async fn connect(flags: &BackendFlags) -> Result<Store, Fatal> {
-    let external = config(flags)?;
+    let external = config(flags);
     // The cluster is etcd's; this process is a member of its own, whatever directory it shares.
     let identity = Identity { cluster: 0, member: random()? };
     let config = StoreConfig { identity, ..StoreConfig::default() };
@@ -111,23 +111,15 @@ async fn connect(flags: &BackendFlags) -> Result<Store, Fatal> {
     }
 }
 
-fn config(flags: &BackendFlags) -> Result<ExternalConfig, Fatal> {
-    let read = |path: &PathBuf| {
-        std::fs::read(path)
-            .map_err(|error| Fatal(format!("cannot read {}: {error}", path.display())))
-    };
-    let authority = flags.etcd_cafile.as_ref().map(read).transpose()?;
-    let client = match (&flags.etcd_certfile, &flags.etcd_keyfile) {
-        (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
-        _ => None,
-    };
+fn config(flags: &BackendFlags) -> ExternalConfig {
+    let client = flags.etcd_certfile.clone().zip(flags.etcd_keyfile.clone());
     let theirs = format!("/{}/", flags.etcd_prefix.trim_matches('/'));
-    Ok(ExternalConfig {
+    ExternalConfig {
         endpoints: flags.etcd_servers.clone(),
-        tls: Tls { authority, client },
+        tls: Tls { authority: flags.etcd_cafile.clone(), client },
         scope: Scope { ours: KEYS.into(), theirs: theirs.into(), canonical: canonical() },
         compact_every: flags.etcd_compaction_interval,
-    })
+    }
 }
 
 /// Reads what upstream's API server writes, which is protobuf.

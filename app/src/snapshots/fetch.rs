@@ -1,6 +1,5 @@
 //! A snapshot of a running etcd, as `etcdctl snapshot save` gets it.
 
-use std::path::PathBuf;
 
 use knarr_etcdpb::etcdserverpb::SnapshotRequest;
 use knarr_etcdpb::etcdserverpb::maintenance_client::MaintenanceClient;
@@ -55,15 +54,8 @@ async fn fetch(flags: &ImportFlags, endpoint: &str, into: &mut Vec<u8>) -> Resul
 }
 
 async fn connect(flags: &ImportFlags, endpoint: &str) -> Result<Channel, Fatal> {
-    let read = |path: &PathBuf| {
-        std::fs::read(path)
-            .map_err(|error| Fatal(format!("cannot read {}: {error}", path.display())))
-    };
-    let client = match (&flags.cert, &flags.key) {
-        (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
-        _ => None,
-    };
-    let tls = Tls { authority: flags.cacert.as_ref().map(read).transpose()?, client };
+    let client = flags.cert.clone().zip(flags.key.clone());
+    let tls = Tls { authority: flags.cacert.clone(), client };
     let target =
         if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
     let endpoint = tls.endpoint(&target).map_err(Fatal)?.connect_timeout(CONNECT);

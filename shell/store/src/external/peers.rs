@@ -7,7 +7,8 @@
 //! for an answer finds out earlier, by asking the next.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -25,20 +26,24 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// The pause when all were asked in vain.
 const PAUSE: Duration = Duration::from_millis(100);
 const PING_EVERY: Duration = Duration::from_secs(6);
+/// What the address of a member with TLS begins with.
+const SECURE: &str = "https://";
 
-/// With what etcd and we prove who we are (PEM). Without an authority the system's are trusted.
-#[derive(Clone, Default)]
+/// With what etcd and we prove who we are: files (PEM), which are read again when a member no
+/// longer answers. Without an authority the system's are trusted.
+#[derive(Clone, Debug, Default)]
 pub struct Tls {
     /// The authority that signed etcd's certificates.
-    pub authority: Option<Vec<u8>>,
+    pub authority: Option<PathBuf>,
     /// Our certificate and its key.
-    pub client: Option<(Vec<u8>, Vec<u8>)>,
+    pub client: Option<(PathBuf, PathBuf)>,
 }
 
 /// The members.
 #[derive(Debug)]
 pub(crate) struct Peers {
-    list: Vec<(String, Channel)>,
+    list: Vec<(String, Mutex<Channel>)>,
+    tls: Tls,
     /// Counts up; which member's it is, is its rest.
     turn: watch::Sender<usize>,
 }
@@ -56,28 +61,44 @@ impl Peers {
     /// # Errors
     /// When an address or the key material is of no use.
     pub(crate) fn new(endpoints: &[String], tls: &Tls) -> Result<Self, String> {
-        let list: Result<Vec<_>, String> = endpoints.iter().map(|name| peer(name, tls)).collect();
-        let list = list?;
+        let member = |name: &String| Ok((name.clone(), Mutex::new(channel(name, tls)?)));
+        let list = endpoints.iter().map(member).collect::<Result<Vec<_>, String>>()?;
         if list.is_empty() {
             return Err("no etcd server is named".to_owned());
         }
-        Ok(Self { list, turn: watch::Sender::new(0) })
+        Ok(Self { list, tls: tls.clone(), turn: watch::Sender::new(0) })
     }
 
     /// The turn, and the member whose it is.
     pub(crate) fn current(&self) -> (usize, &str, Channel) {
         let turn = *self.turn.borrow();
         let (name, channel) = &self.list[turn % self.list.len()];
-        (turn, name, channel.clone())
+        (turn, name, lock(channel).clone())
     }
 
     /// Ends a turn, if it lasts.
     pub(crate) fn leave(&self, turn: usize) {
         self.turn.send_if_modified(|now| {
             let lasts = *now == turn;
+            if lasts {
+                self.renew(turn);
+            }
             *now += usize::from(lasts);
             lasts
         });
+    }
+
+    /// The member may not answer because certificates were changed: next time they are as the files
+    /// are now.
+    fn renew(&self, turn: usize) {
+        let (name, old) = &self.list[turn % self.list.len()];
+        if !name.starts_with(SECURE) {
+            return;
+        }
+        match channel(name, &self.tls) {
+            Ok(new) => *lock(old) = new,
+            Err(why) => tracing::warn!(%why, "the certificates stay as they were"),
+        }
     }
 
     /// Waits for the end of a turn.
@@ -138,11 +159,11 @@ impl Tls {
     /// The way to a member, by its address as upstream's `--etcd-servers` has it.
     ///
     /// # Errors
-    /// What is wrong with the address, the authority or the certificate.
+    /// What is wrong with the address, or with which file.
     pub fn endpoint(&self, name: &str) -> Result<Endpoint, String> {
         let refused =
             |error: tonic::transport::Error| format!("etcd server {name}: {}", chain(&error));
-        let secure = name.starts_with("https://");
+        let secure = name.starts_with(SECURE);
         if !secure && !name.starts_with("http://") {
             return Err(format!("etcd server {name}: must begin with https:// or http://"));
         }
@@ -151,21 +172,29 @@ impl Tls {
             return Ok(endpoint);
         }
         let mut config = match &self.authority {
-            Some(pem) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
+            Some(file) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(file)?)),
             None => ClientTlsConfig::new().with_native_roots(),
         };
         if let Some((certificate, key)) = &self.client {
-            config = config.identity(Identity::from_pem(certificate, key));
+            config = config.identity(Identity::from_pem(read(certificate)?, read(key)?));
         }
         endpoint.tls_config(config).map_err(refused)
     }
 }
 
-fn peer(name: &str, tls: &Tls) -> Result<(String, Channel), String> {
+fn read(file: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(file).map_err(|error| format!("cannot read {}: {error}", file.display()))
+}
+
+fn lock(channel: &Mutex<Channel>) -> MutexGuard<'_, Channel> {
+    channel.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn channel(name: &str, tls: &Tls) -> Result<Channel, String> {
     let endpoint = tls
         .endpoint(name)?
         .connect_timeout(ANSWER)
         .http2_keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(ANSWER);
-    Ok((name.to_owned(), endpoint.connect_lazy()))
+    Ok(endpoint.connect_lazy())
 }

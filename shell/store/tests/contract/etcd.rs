@@ -111,7 +111,7 @@ impl Drop for Etcd {
 
 /// A URL that nobody listens at, nor will: not one of the ports that the kernel gives to whoever
 /// asks for any, and of this process's own share of the others.
-fn free() -> String {
+pub fn free() -> String {
     static TAKEN: AtomicU16 = AtomicU16::new(0);
     let share = u16::try_from(std::process::id() % 1200).unwrap() * 10;
     loop {

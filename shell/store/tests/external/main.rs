@@ -19,6 +19,7 @@ mod compaction;
 #[path = "../contract/etcd.rs"]
 mod etcd;
 mod road;
+mod rotation;
 
 use etcd::Etcd;
 use road::Road;
