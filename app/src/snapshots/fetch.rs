@@ -1,6 +1,5 @@
 //! A snapshot of a running etcd, as `etcdctl snapshot save` gets it.
 
-
 use knarr_etcdpb::etcdserverpb::SnapshotRequest;
 use knarr_etcdpb::etcdserverpb::maintenance_client::MaintenanceClient;
 use knarr_store::external::Tls;

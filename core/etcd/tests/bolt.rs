@@ -154,6 +154,40 @@ fn branches_that_share_their_children_end() {
     assert!(refused.contains("a tree without end"), "{refused}");
 }
 
+/// A page of its own kind behind the others, and the bucket's root there.
+fn with_leaf(mut bytes: Vec<u8>, elements: u16, room: usize) -> Vec<u8> {
+    let page = bytes.len() / PAGE;
+    let data = 16 + 16 * usize::from(elements);
+    let size = (data + 2 * usize::from(elements) + room).next_multiple_of(PAGE);
+    let more = u32::try_from(size / PAGE - 1).unwrap();
+    let mut leaf = vec![0; size];
+    leaf[..8].copy_from_slice(&(page as u64).to_le_bytes());
+    leaf[8] = 2;
+    leaf[10..12].copy_from_slice(&elements.to_le_bytes());
+    leaf[12..16].copy_from_slice(&more.to_le_bytes());
+    // The keys count up; each value is all that comes behind its key.
+    for n in 0..usize::from(elements) {
+        let (entry, key) = (16 + 16 * n, data + 2 * n);
+        let words = [0, key - entry, 2, size - key - 2].map(|word| u32::try_from(word).unwrap());
+        let words: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+        leaf[entry..entry + 16].copy_from_slice(&words);
+        leaf[key..key + 2].copy_from_slice(&u16::try_from(n).unwrap().to_be_bytes());
+    }
+    bytes.extend(leaf);
+    let root = (page - 1) * PAGE + 16 + 16 + 3;
+    bytes[root..root + 8].copy_from_slice(&(page as u64).to_le_bytes());
+    bytes
+}
+
+#[test]
+fn values_that_share_their_bytes_are_not_multiplied() {
+    let empty = file(&Buckets::from([(b"key".to_vec(), Pairs::new())]));
+    let one = with_leaf(empty.clone(), 1, 1 << 20);
+    assert_eq!(read(&one).unwrap()[&b"key"[..]].len(), 1, "that alone is nothing to refuse");
+    let refused = read(&with_leaf(empty, 10_000, 1 << 20)).unwrap_err();
+    assert!(refused.contains("holds more than the file has"), "{refused}");
+}
+
 #[test]
 fn keys_out_of_order_are_refused() {
     let pairs = [(b"a".to_vec(), vec![]), (b"b".to_vec(), vec![])];

@@ -148,6 +148,21 @@ fn with(file: &[u8], bucket: &str, key: &str, value: Bytes) -> Vec<u8> {
     Writer::new(buckets).flatten().collect()
 }
 
+/// Two names for one page say nothing that is wrong by itself.
+#[test]
+fn buckets_that_share_their_entries_are_refused() {
+    let change = Change { expect: 0, entries: vec![("authUsers/a".into(), Some("x".into()))] };
+    let file = file(&keyspace(&[Command::Settings(change)], None));
+    let user = Bytes::from(vec![b'u'; 100_000]);
+    let mut file = with(&file, "authUsers", "a", user.clone());
+    assert!(read(&file).is_ok());
+    // The name of a bucket, and where its tree begins, lie together: the other's leads there too.
+    let at = |name: &str| file.windows(name.len()).rposition(|w| w == name.as_bytes()).unwrap();
+    let (users, roles) = (at("authUsers") + 9, at("authRoles") + 9);
+    file.copy_within(users..users + 8, roles);
+    assert_eq!(read(&file), Err(knarr_etcd_model::ReadError::Twice));
+}
+
 #[test]
 fn a_compaction_under_way_counts_as_done() {
     let put = |value: &'static str| {

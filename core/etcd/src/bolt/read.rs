@@ -1,4 +1,5 @@
-//! Reading, of files that nobody vouches for: every offset is checked, no page is read twice.
+//! Reading, of files that nobody vouches for: every offset is checked, no page is read twice, and
+//! what a bucket holds is together not longer than the file.
 
 use alloc::vec::Vec;
 
@@ -45,8 +46,9 @@ pub struct Elements<'a> {
     database: Database<'a>,
     /// Pages from the root down, each with the element that comes next.
     path: Vec<(Page<'a>, usize)>,
-    /// How many pages may still be read.
+    /// How many pages may still be read, and how many bytes of elements.
     unread: usize,
+    room: usize,
     last: Option<&'a [u8]>,
     fault: Option<Fault>,
 }
@@ -128,7 +130,7 @@ impl<'a> Bucket<'a> {
             Ok(page) => (Vec::from([(page, 0)]), None),
             Err(fault) => (Vec::new(), Some(fault)),
         };
-        Elements { database, path, unread, last: None, fault }
+        Elements { database, path, unread, room: database.bytes.len(), last: None, fault }
     }
 
     /// The bucket of a name inside this one.
@@ -192,6 +194,9 @@ impl<'a> Elements<'a> {
             return Err(page.fault("has its keys out of order"));
         }
         self.last = Some(key);
+        // Elements may lie about where they lie, so that one piece of the file is all of theirs.
+        let rest = self.room.checked_sub(ELEMENT + key.len() + value.len());
+        self.room = rest.ok_or(page.fault("holds more than the file has"))?;
         if flags & NESTED == 0 {
             return Ok(Element::Pair(key, value));
         }

@@ -21,6 +21,8 @@ pub enum ReadError {
     Missing(&'static str),
     /// An entry of this bucket has no meaning.
     Entry(&'static str),
+    /// Buckets share their entries.
+    Twice,
 }
 
 /// The key of a version: its revision, and whether it is a deletion.
@@ -44,7 +46,7 @@ pub fn read(file: &[u8]) -> Result<Vec<Item>, ReadError> {
     let leases = root.bucket(LEASE.as_bytes())?.map(leases).transpose()?.unwrap_or_default();
     let mut items = Vec::from([Item::Meta(meta)]);
     items.extend(leases);
-    items.extend(settings(root)?);
+    items.extend(settings(root, file.len())?);
     items.extend(base);
     items.extend(changes.into_iter().map(|(_, item)| item));
     Ok(items)
@@ -110,12 +112,15 @@ pub(super) fn is_setting(bucket: &[u8]) -> bool {
     !other.iter().any(|other| other.as_bytes() == bucket)
 }
 
-fn settings(root: Bucket<'_>) -> Result<Vec<Item>, ReadError> {
+/// Settings, which together are not longer than `room`, as each bucket is by itself.
+fn settings(root: Bucket<'_>, mut room: usize) -> Result<Vec<Item>, ReadError> {
     let mut settings = Vec::new();
     for element in root.elements() {
         let Element::Bucket(name, bucket) = element? else { continue };
         for pair in bucket.pairs().filter(|_| is_setting(name)) {
             let (key, value) = pair?;
+            let rest = room.checked_sub(key.len() + value.len());
+            room = rest.ok_or(ReadError::Twice)?;
             let key = [name, b"/", key].concat().into();
             settings.push(Item::Setting { key, value: Bytes::copy_from_slice(value) });
         }
@@ -154,6 +159,7 @@ impl fmt::Display for ReadError {
             Self::File(fault) => write!(f, "the database is damaged: {fault}"),
             Self::Missing(bucket) => write!(f, "this is no state of etcd: no bucket {bucket}"),
             Self::Entry(bucket) => write!(f, "an entry of the bucket {bucket} has no meaning"),
+            Self::Twice => f.write_str("the database is damaged: buckets share their entries"),
         }
     }
 }
