@@ -8,6 +8,7 @@
 
 #[path = "../../../store/tests/contract/etcd.rs"]
 mod etcd;
+mod gateway;
 mod past;
 mod queues;
 mod rights;

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use knarr_mvcc::{KeyRange, Revision};
-use knarr_store::Store;
+use knarr_mvcc::{KeyRange, LeaseId, Op, Revision, Txn};
+use knarr_store::{Store, StoreConfig};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::served::{Client, Served, quick};
+use crate::served::{ByHand, Client, Served, quick};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -131,15 +131,28 @@ async fn who_hangs_up_leaves_the_queue_but_not_the_lock() {
 
 #[tokio::test]
 async fn a_key_made_anew_is_another_place() {
-    let queue = Queue::new().await;
-    answered(queue.stand("lock/lock", 1, "").await).await;
-    let second = queue.stand("lock/lock", 2, "").await;
-    // In one step: whoever waits at it must not take the new one for the own one.
-    let range = KeyRange::single("q/2");
-    let delete = knarr_mvcc::Op::Delete { range };
-    queue.store.txn(knarr_mvcc::Txn { success: vec![delete], ..Default::default() }).await.unwrap();
-    let (code, _) = timeout(PATIENCE, second).await.unwrap().unwrap();
-    assert_eq!(code, 503);
+    let mut hand = ByHand::new(StoreConfig::default());
+    let store = hand.store.clone();
+    let served = Served::new(&store, quick(), None).await;
+    let client = served.client();
+    hand.until(client.ask("lease/grant", &json!({"ID": 1, "TTL": 600}))).await;
+    let lock = |lease: u64| {
+        let (client, body) = (client.clone(), json!({"name": b64("q"), "lease": lease}));
+        async move { client.ask("lock/lock", &body).await }
+    };
+    let first = Op::Put { key: "q/0".into(), value: "".into(), lease: LeaseId(0) };
+    let anew = Op::Put { key: "q/1".into(), value: "".into(), lease: LeaseId(1) };
+    let gone = Op::Delete { range: KeyRange::single("q/1") };
+    let txn = |op: Op| store.txn(Txn { success: vec![op], ..Txn::default() });
+    hand.until(txn(first)).await.unwrap();
+    let waiting = tokio::spawn(lock(1));
+    let mut stands = store.watch(KeyRange::single("q/1"), store.durable());
+    hand.until(stands.next()).await.unwrap();
+    // Both at once, so that nobody sees the key gone.
+    let (gone, anew) = hand.until(async { tokio::join!(txn(gone), txn(anew)) }).await;
+    assert_eq!(anew.unwrap().revision, gone.unwrap().revision.next());
+    let (code, answer) = hand.until(timeout(PATIENCE, waiting)).await.unwrap().unwrap();
+    assert_eq!((code, &answer["message"]), (503, &json!("etcdserver: session expired")));
 }
 
 #[tokio::test]

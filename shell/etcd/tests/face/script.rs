@@ -227,6 +227,7 @@ impl Played {
                 "max-txn-ops" => face.max_txn_ops = number(),
                 "max-request-bytes" => face.max_request_bytes = number(),
                 "memory" => config.memory_bytes = number(),
+                "command" => config.command_bytes = number(),
                 other => panic!("unknown option {other}"),
             }
         }

@@ -1,0 +1,242 @@
+//! JSON and protobuf are two forms of one message; and whatever comes, the face lives on and says
+//! what is wrong.
+
+use std::sync::LazyLock;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use http_body_util::Full;
+use hyper::Request;
+use knarr_etcdpb::etcdserverpb as pb;
+use knarr_store::{Store, StoreConfig};
+use pb::kv_client::KvClient;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use tonic::transport::Channel;
+
+use crate::served::{ByHand, Client, Served, quick};
+
+/// One face for all cases, which has to survive them.
+static FACE: LazyLock<(Runtime, Served, KvClient<Channel>)> = LazyLock::new(|| {
+    let runtime = Runtime::new().unwrap();
+    let (served, kv) = runtime.block_on(async {
+        let served = Served::new(&Store::in_memory(), quick(), None).await;
+        let channel = Channel::from_shared(format!("http://{}", served.address)).unwrap();
+        let channel = channel.connect().await.unwrap();
+        (served, KvClient::new(channel))
+    });
+    (runtime, served, kv)
+});
+
+const PATHS: [&str; 8] = [
+    "kv/range",
+    "kv/put",
+    "kv/txn",
+    "kv/deleterange",
+    "lease/keepalive",
+    "auth/user/add",
+    "cluster/member/update",
+    "nothing",
+];
+
+/// JSON that is nearly what a path takes: known names, and whatever as their values.
+fn nearly() -> impl Strategy<Value = String> {
+    let name = prop_oneof![
+        Just("key"),
+        Just("value"),
+        Just("range_end"),
+        Just("rangeEnd"),
+        Just("lease"),
+        Just("limit"),
+        Just("sort_order"),
+        Just("success"),
+        Just("compare"),
+        Just("request_put"),
+        Just("request_txn"),
+        Just("target"),
+        Just("ID"),
+        Just("prev_kv"),
+        Just("options"),
+        Just("peerURLs"),
+    ];
+    let scalar = prop_oneof![
+        Just(json!(null)),
+        any::<bool>().prop_map(|b| json!(b)),
+        any::<i64>().prop_map(|n| json!(n)),
+        any::<u64>().prop_map(|n| json!(n.to_string())),
+        any::<f64>().prop_map(|n| json!(n)),
+        "[A-Za-z0-9+/=_-]{0,12}".prop_map(|s| json!(s)),
+        any::<String>().prop_map(|s| json!(s)),
+        Just(json!("VALUE")),
+        Just(json!("DESCEND")),
+    ];
+    let value = scalar.prop_recursive(5, 30, 4, move |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..4).prop_map(|all| json!(all)),
+            vec((name.clone(), inner), 0..4).prop_map(|all| Value::Object(
+                all.into_iter().map(|(k, v)| (k.into(), v)).collect()
+            )),
+        ]
+    });
+    value.prop_map(|value| value.to_string())
+}
+
+/// What may come over the wire.
+fn body() -> impl Strategy<Value = Vec<u8>> {
+    let cut = |(text, at): (String, prop::sample::Index)| {
+        let mut bytes = text.into_bytes();
+        let len = at.index(bytes.len() + 1);
+        bytes.truncate(len);
+        bytes
+    };
+    prop_oneof![
+        3 => nearly().prop_map(String::into_bytes),
+        1 => (nearly(), any::<prop::sample::Index>()).prop_map(cut),
+        1 => vec(any::<u8>(), 0..60),
+        1 => (0..400_usize).prop_map(|n| [&b"{\"success\":["[..], &b"[".repeat(n)].concat()),
+        1 => (0..200_usize).prop_map(|n| nested(n).into_bytes()),
+    ]
+}
+
+/// A transaction in transactions.
+fn nested(depth: usize) -> String {
+    let open = r#"{"success":[{"request_txn":"#.repeat(depth);
+    format!("{open}{{}}{}", "}]}".repeat(depth))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn nothing_that_is_sent_ends_it(path in prop::sample::select(&PATHS[..]), body in body()) {
+        let (runtime, served, _) = &*FACE;
+        let (code, text) = runtime.block_on(async {
+            let mut answer = served.client().post(path, body).await.unwrap();
+            (answer.code, answer.rest().await)
+        });
+        // Refused clearly, or done; never its own fault.
+        prop_assert!(matches!(code, 200 | 400 | 404 | 501) , "{code} {text}");
+        if code == 400 {
+            let told: Value = serde_json::from_str(&text).unwrap();
+            prop_assert!(!told["message"].as_str().unwrap().is_empty(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_put_by_one_is_read_by_the_other(
+        key in vec(any::<u8>(), 1..40), value in vec(any::<u8>(), 0..200), json_first: bool,
+    ) {
+        let (runtime, served, kv) = &*FACE;
+        let (client, mut kv) = (served.client(), kv.clone());
+        let b64 = |bytes: &[u8]| json!(BASE64_STANDARD.encode(bytes));
+        let (by_json, by_grpc) = runtime.block_on(async {
+            if json_first {
+                let put = json!({"key": b64(&key), "value": b64(&value)});
+                assert_eq!(client.ask("kv/put", &put).await.0, 200);
+            } else {
+                let (key, value) = (key.clone().into(), value.clone().into());
+                kv.put(pb::PutRequest { key, value, ..Default::default() }).await.unwrap();
+            }
+            let (_, by_json) = client.ask("kv/range", &json!({"key": b64(&key)})).await;
+            let range = pb::RangeRequest { key: key.clone().into(), ..Default::default() };
+            (by_json, kv.range(range).await.unwrap().into_inner())
+        });
+        let (said, kv) = (&by_json["kvs"][0], &by_grpc.kvs[0]);
+        prop_assert_eq!((&kv.key[..], &kv.value[..]), (&key[..], &value[..]));
+        prop_assert_eq!(&said["key"], &b64(&key));
+        prop_assert_eq!(said.get("value").cloned().unwrap_or(json!("")), b64(&value));
+        for (name, number) in [
+            ("create_revision", kv.create_revision),
+            ("mod_revision", kv.mod_revision),
+            ("version", kv.version),
+        ] {
+            prop_assert_eq!(&said[name], &json!(number.to_string()));
+        }
+        prop_assert_eq!(&by_json["count"], "1");
+    }
+}
+
+#[tokio::test]
+async fn transactions_are_nested_so_deep_and_no_deeper() {
+    let served = Served::new(&Store::in_memory(), quick(), None).await;
+    let ask = async |depth| {
+        let mut answer = served.client().post("kv/txn", nested(depth)).await.unwrap();
+        (answer.code, answer.rest().await)
+    };
+    assert_eq!(ask(10).await.0, 200);
+    for depth in [20, 60, 100, 5_000] {
+        let (code, text) = ask(depth).await;
+        assert!(
+            code == 400 && text.contains("deep") || text.contains("recursion"),
+            "{depth}: {text}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn only_posts_are_calls() {
+    let served = Served::new(&Store::in_memory(), quick(), None).await;
+    let send = async |method: &str, path: &str| {
+        let request = Request::builder().method(method).uri(path).header("host", "etcd");
+        let request = request.body(Full::default()).unwrap();
+        let mut answer = served.client().send(request).await.unwrap();
+        (answer.code, answer.rest().await)
+    };
+    assert_eq!(send("GET", "/v3/kv/range").await.0, 405);
+    assert_eq!(send("PUT", "/v3/kv/range").await.0, 405);
+    assert_eq!(send("GET", "/v3/nothing").await, (404, "Not Found\n".into()));
+    assert_eq!(send("GET", "/nothing").await, (404, "404 page not found\n".into()));
+    assert_eq!(send("GET", "/health").await, (200, r#"{"health":"true","reason":""}"#.into()));
+    assert_eq!(send("GET", "/readyz").await, (200, "ok\n".into()));
+    assert!(send("GET", "/livez?verbose").await.1.contains("livez check passed"));
+    assert!(send("GET", "/version").await.1.contains(r#""etcdserver":"3."#));
+    // What was called is counted, by its code.
+    let client: Client = served.client();
+    client.ask("kv/range", &json!({"key": "YQ=="})).await;
+    client.ask("kv/range", &json!({})).await;
+    let (_, metrics) = send("GET", "/metrics").await;
+    let range = r#"{grpc_service="etcdserverpb.KV",grpc_method="Range""#;
+    for row in [
+        format!("grpc_server_started_total{range}}} 2\n"),
+        format!("grpc_server_handled_total{range},grpc_code=\"OK\"}} 1\n"),
+        format!("grpc_server_handled_total{range},grpc_code=\"InvalidArgument\"}} 1\n"),
+    ] {
+        assert!(metrics.contains(&row), "{row} in {metrics}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_store_is_not_healthy() {
+    let config = StoreConfig { memory_bytes: 100, ..StoreConfig::default() };
+    let mut hand = ByHand::new(config);
+    let served = Served::new(&hand.store, quick(), None).await;
+    let health = async || {
+        let request = Request::get("/health").header("host", "etcd");
+        let request = request.body(Full::default()).unwrap();
+        let mut answer = served.client().send(request).await.unwrap();
+        (answer.code, answer.rest().await)
+    };
+    assert_eq!(health().await.0, 200);
+    let client = served.client();
+    assert_eq!(hand.until(client.ask("kv/put", &json!({"key": "YQ=="}))).await.0, 429);
+    assert_eq!(health().await, (503, r#"{"health":"false","reason":"ALARM NOSPACE"}"#.into()));
+}
+
+/// Who has said everything may go on listening.
+#[tokio::test]
+async fn a_watch_goes_on_when_its_request_has_ended() {
+    let store = Store::in_memory();
+    let served = Served::new(&store, quick(), None).await;
+    let body = json!({"create_request": {"key": "YQ=="}}).to_string();
+    let mut watched = served.client().post("watch", body).await.unwrap();
+    assert!(watched.line().await.unwrap().contains("created"));
+    for _ in 0..2 {
+        served.client().ask("kv/put", &json!({"key": "YQ=="})).await;
+        assert!(watched.line().await.unwrap().contains("events"));
+    }
+    // And ends with the store.
+    store.close().await;
+    assert_eq!(watched.line().await, None);
+}
