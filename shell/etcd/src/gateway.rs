@@ -128,7 +128,7 @@ pub(crate) async fn answer(services: &Services, request: Request<Body>) -> Respo
     let limit = services.face.config.max_request_bytes * 2;
     let (head, body) = request.into_parts();
     let framed = if method.is_client_streaming() {
-        Body::new(StreamBody::new(frames(method.input(), body)))
+        Body::new(StreamBody::new(frames(method.input(), body, limit)))
     } else {
         match whole(&method.input(), body, limit).await {
             Ok(frame) => Body::new(Full::from(frame)),
@@ -160,10 +160,14 @@ fn malformed(why: impl std::fmt::Display) -> Status {
     Status::invalid_argument(why.to_string())
 }
 
+fn too_large() -> Status {
+    malformed("http: request body too large")
+}
+
 /// A body with one message, as a frame; no body is a message without fields.
 async fn whole(input: &MessageDescriptor, body: Body, limit: usize) -> Result<Bytes, Status> {
     let body = http_body_util::Limited::new(body, limit).collect().await;
-    let body = body.map_err(|_| malformed("http: request body too large"))?.to_bytes();
+    let body = body.map_err(|_| too_large())?.to_bytes();
     let text = if body.is_empty() { Bytes::from_static(b"{}") } else { body };
     let mut reader = serde_json::Deserializer::from_slice(&text);
     let message = DynamicMessage::deserialize(input.clone(), &mut reader).map_err(malformed)?;
@@ -180,18 +184,23 @@ fn frame(message: &DynamicMessage) -> Bytes {
     out.freeze()
 }
 
-/// A body's messages as frames, as they come: they follow each other without a comma.
+/// A body's messages as frames, as they come: they follow each other without a comma, none longer
+/// than `limit`.
 fn frames(
     input: MessageDescriptor,
     body: Body,
+    limit: usize,
 ) -> impl futures_util::Stream<Item = Result<Frame<Bytes>, Status>> {
     let state = (body, BytesMut::new(), input);
-    stream::unfold(state, |(mut body, mut read, input)| async move {
+    stream::unfold(state, move |(mut body, mut read, input)| async move {
         loop {
             match first(&input, &mut read) {
                 Err(status) => return Some((Err(status), (Body::empty(), BytesMut::new(), input))),
                 Ok(Some(message)) => {
                     return Some((Ok(Frame::data(frame(&message))), (body, read, input)));
+                }
+                Ok(None) if read.len() > limit => {
+                    return Some((Err(too_large()), (Body::empty(), BytesMut::new(), input)));
                 }
                 Ok(None) => {}
             }

@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http_body_util::Full;
 use hyper::Request;
+use knarr_etcd::FaceConfig;
 use knarr_etcdpb::etcdserverpb as pb;
 use knarr_store::{Store, StoreConfig};
 use pb::kv_client::KvClient;
@@ -173,6 +174,22 @@ async fn transactions_are_nested_so_deep_and_no_deeper() {
             "{depth}: {text}"
         );
     }
+}
+
+/// Also where many messages may come: what never ends is not kept.
+#[tokio::test]
+async fn no_message_is_longer_than_a_request() {
+    let config = FaceConfig { max_request_bytes: 500, ..quick() };
+    let served = Served::new(&Store::in_memory(), config, None).await;
+    for path in ["lease/keepalive", "kv/put"] {
+        let body = format!("{}{{\"key\":\"{}", "\n".repeat(2_000), "a".repeat(2_000));
+        let mut answer = served.client().post(path, body).await.unwrap();
+        let text = answer.rest().await;
+        assert!(text.contains("too large"), "{path}: {text}");
+    }
+    let many = r#"{"ID":"1"}"#.repeat(200);
+    let mut answer = served.client().post("lease/keepalive", many).await.unwrap();
+    assert_eq!(answer.rest().await.lines().count(), 200, "together they may be longer");
 }
 
 #[tokio::test]

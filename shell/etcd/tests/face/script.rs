@@ -2,11 +2,11 @@
 //! writes the answers anew: etcd's where an etcd can give them.
 //!
 //! `> WHO PATH JSON` posts to `/v3/PATH` as each of `a,b,-` (`-` has no token), with bytes written
-//! as text; `> WHO PATH N JSON…` sends a stream of messages and takes the first N answers; `> raw PATH BODY` sends the
-//! body as it is and shows all that comes. `> login NAME PASSWORD` is for a token, `> forge NAME
-//! TOKEN` makes one up. Of our own: `> serve OPTION=…` begins again with settings, `> advance MS`
-//! moves the clock, `> restart` opens the same disk again, `> own-put KEY lease=ID` writes
-//! past the face.
+//! as text; `> WHO PATH N JSON…` sends a stream of messages and takes the first N answers; `> raw
+//! PATH BODY` sends the body as it is and shows all that comes. `> login NAME PASSWORD` is for a
+//! token, `> forge NAME TOKEN` makes one up. Of our own: `> serve OPTION=…` begins again with
+//! settings, `> advance MS` moves the clock, `> restart` opens the same disk again, `> own-put KEY
+//! lease=ID` writes past the face.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
