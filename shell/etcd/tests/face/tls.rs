@@ -5,10 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use knarr_etcd::{TlsFiles, TlsKeeper};
+use knarr_etcdpb::etcdserverpb as pb;
 use knarr_pki::{Authority, Identity, Signed, Usage, client_config};
 use knarr_store::Store;
+use pb::kv_client::KvClient;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tonic::Code;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig};
 
 use crate::served::{Client, Served, quick};
 
@@ -142,6 +146,22 @@ async fn the_common_name_is_the_user() {
     assert_eq!((put(&ann, "YQ==").await, put(&ann, "Yg==").await), (200, 403));
     assert_eq!((put(&root, "YQ==").await, put(&root, "Yg==").await), (200, 200));
     assert_eq!(put(&ghost, "YQ==").await, 403);
+    // So it is by gRPC.
+    let call = async |name: &str, key: &'static str| {
+        let shown = place.ours.issue(&named(name), Usage::Client).unwrap();
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(place.ours.certificate()))
+            .identity(tonic::transport::Identity::from_pem(&shown.certificate, &shown.key))
+            .domain_name("localhost");
+        let channel = Channel::from_shared(format!("https://{}", served.address)).unwrap();
+        let channel = channel.tls_config(tls).unwrap().connect().await.unwrap();
+        let put = pb::PutRequest { key: key.into(), ..Default::default() };
+        KvClient::new(channel).put(put).await.map(drop).map_err(|status| status.code())
+    };
+    assert_eq!(call("ann", "a").await, Ok(()));
+    assert_eq!(call("ann", "b").await, Err(Code::PermissionDenied));
+    assert_eq!(call("root", "b").await, Ok(()));
+    assert_eq!(call("ghost", "a").await, Err(Code::PermissionDenied));
     // A token says more than a certificate, and a wrong one is not made good by it.
     let body = json!({"name": "ann", "password": "a"});
     let (_, answer): (_, Value) = root.ask("auth/authenticate", &body).await;
