@@ -13,6 +13,10 @@ use knarr_store::mvcc::*;
 
 use crate::naive::{Model, within};
 
+/// A history that is true is explained much sooner; the search for one that is not could go on for
+/// ever.
+const MOST_TRIED: usize = 20_000;
+
 /// A time that never comes.
 pub const FOREVER: u64 = u64::MAX;
 
@@ -168,7 +172,8 @@ impl Search<'_> {
 
     /// Tries each call that may come next: first those that say that they belong here.
     fn branch(&mut self) -> bool {
-        if !self.tried.insert((self.done.clone(), self.fingerprint())) {
+        let tried = (self.done.clone(), self.fingerprint());
+        if self.tried.len() == MOST_TRIED || !self.tried.insert(tried) {
             return false;
         }
         let horizon = self.horizon();
