@@ -231,9 +231,29 @@ mod tests {
         let token = ours.issue("eva", 7).expect("there is a key");
         assert_eq!(ours.user(&token), Ok(("eva".to_owned(), Some(7))));
         assert_eq!(jwt("other").user(&token), Err(AuthError::InvalidAuthToken));
-        let claims = Claims { username: "eva".to_owned(), revision: 7, exp: 1 };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+        let claims = Claims { username: "eva".to_owned(), revision: 7, exp: now - 5 };
         let key = EncodingKey::from_secret(b"secret");
         let ended = encode(&Header::new(Algorithm::HS256), &claims, &key).expect("it is signed");
         assert_eq!(ours.user(&ended), Err(AuthError::InvalidAuthToken));
+    }
+
+    #[test]
+    fn remembered_words_end_unless_they_are_used() {
+        let ends = |token: &str, tokens: &Tokens| {
+            let Tokens::Simple { sessions, .. } = tokens else { unreachable!("made simple") };
+            let digest: [u8; 32] = Sha256::digest(token).into();
+            sessions.lock().expect("nobody panicked")[&digest].ends
+        };
+        let simple = |ttl| Tokens::new(&TokenKind::Simple { ttl }).expect("nothing to read");
+        let tokens = simple(Duration::from_secs(60));
+        let token = tokens.issue("eva", 7).expect("it always gives some");
+        let first = ends(&token, &tokens);
+        assert_eq!(tokens.user(&token), Ok(("eva".to_owned(), None)));
+        assert!(ends(&token, &tokens) > first, "its life begins anew");
+        assert_eq!(tokens.user("other"), Err(AuthError::InvalidAuthToken));
+        let tokens = simple(Duration::ZERO);
+        let token = tokens.issue("eva", 7).expect("it always gives some");
+        assert_eq!(tokens.user(&token), Err(AuthError::InvalidAuthToken));
     }
 }
