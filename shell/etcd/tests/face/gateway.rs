@@ -15,6 +15,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
+use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::served::{ByHand, Client, Served, quick};
@@ -190,6 +191,16 @@ async fn no_message_is_longer_than_a_request() {
     let many = r#"{"ID":"1"}"#.repeat(200);
     let mut answer = served.client().post("lease/keepalive", many).await.unwrap();
     assert_eq!(answer.rest().await.lines().count(), 200, "together they may be longer");
+    // By gRPC there is half a megabyte of room for what is around the request.
+    let channel = Channel::from_shared(format!("http://{}", served.address)).unwrap();
+    let mut kv = KvClient::new(channel.connect().await.unwrap());
+    let mut put = async |len| {
+        let put =
+            pb::PutRequest { key: "a".into(), value: vec![0; len].into(), ..Default::default() };
+        kv.put(put).await.map(drop).map_err(|status| status.code())
+    };
+    assert_eq!(put(512 << 10).await, Ok(()));
+    assert_eq!(put((512 << 10) + 500).await, Err(Code::OutOfRange));
 }
 
 #[tokio::test]
