@@ -9,144 +9,26 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
-use knarr_etcd::{Face, FaceConfig, Listener, TlsFiles, TlsKeeper, TokenKind, serve};
+use knarr_etcd::{
+    ETCD_VERSION, Face, FaceConfig, Listener, TlsFiles, TlsKeeper, TokenKind, serve, serve_pages,
+};
 use knarr_pki::{Authority, Identity, Usage};
 use knarr_store::{RealDisk, Store, StoreConfig, SystemClock};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::flags::duration;
-use crate::keep::EtcdKeepFlags;
 use crate::paths;
 use crate::process::{Drain, Fatal};
 
-/// etcd's flags, by etcd's names and with its defaults.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct EtcdFlags {
-    /// The member's name, for people.
-    #[arg(long, default_value = "default", env = "ETCD_NAME")]
-    pub(crate) name: String,
-    /// Where the data is kept [default: NAME.etcd].
-    #[arg(long, value_name = "DIR", env = "ETCD_DATA_DIR")]
-    pub(crate) data_dir: Option<PathBuf>,
-    /// Where to listen for clients: http://, https:// or unix://.
-    #[arg(
-        long,
-        value_name = "URL",
-        value_delimiter = ',',
-        default_value = "http://localhost:2379",
-        env = "ETCD_LISTEN_CLIENT_URLS"
-    )]
-    pub(crate) listen_client_urls: Vec<ClientUrl>,
-    /// What clients are told to dial [default: the URLs listened on].
-    #[arg(long, value_name = "URL", value_delimiter = ',', env = "ETCD_ADVERTISE_CLIENT_URLS")]
-    pub(crate) advertise_client_urls: Vec<ClientUrl>,
-    #[command(flatten)]
-    pub(crate) tls: EtcdTlsFlags,
-    #[command(flatten)]
-    pub(crate) limits: EtcdLimits,
-    #[command(flatten)]
-    pub(crate) keep: EtcdKeepFlags,
-    #[command(flatten)]
-    pub(crate) peers: EtcdPeerFlags,
-}
+mod flags;
+mod idle;
+mod sources;
 
-/// The same face beside an API server: nowhere, unless it is asked for.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct EtcdBesideFlags {
-    /// Serve the store as etcd's API too, for etcdctl and backups: https:// (with the certificates
-    /// in DATA_DIR/pki/etcd, and for those who have one of its authority) or unix:// (for this
-    /// user) [default: nowhere].
-    #[arg(long, value_name = "URL", value_delimiter = ',')]
-    pub(crate) etcd_listen_client_urls: Vec<ClientUrl>,
-    /// Let clients of etcd's API write the API server's own keys. What they write there is not
-    /// checked by anything.
-    #[arg(long, requires = "etcd_listen_client_urls")]
-    pub(crate) unsafe_registry_writes: bool,
-}
-
-/// Certificates of the client port.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct EtcdTlsFlags {
-    /// The server's certificate, PEM. A new file is taken up without a restart.
-    #[arg(long, value_name = "FILE", requires = "key_file", env = "ETCD_CERT_FILE")]
-    pub(crate) cert_file: Option<PathBuf>,
-    /// Its key, PEM.
-    #[arg(long, value_name = "FILE", requires = "cert_file", env = "ETCD_KEY_FILE")]
-    pub(crate) key_file: Option<PathBuf>,
-    /// Ask clients for a certificate of --trusted-ca-file.
-    #[arg(long, requires = "trusted_ca_file", env = "ETCD_CLIENT_CERT_AUTH")]
-    pub(crate) client_cert_auth: bool,
-    /// The authority of clients' certificates, PEM; with it every client needs one.
-    #[arg(long, value_name = "FILE", requires = "cert_file", env = "ETCD_TRUSTED_CA_FILE")]
-    pub(crate) trusted_ca_file: Option<PathBuf>,
-    /// Make a certificate in DATA_DIR/fixtures/client where none is named.
-    #[arg(long, conflicts_with = "cert_file", env = "ETCD_AUTO_TLS")]
-    pub(crate) auto_tls: bool,
-}
-
-/// Limits and what goes with them.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct EtcdLimits {
-    /// The most operations of a transaction.
-    #[arg(long, default_value_t = 128, value_name = "N", env = "ETCD_MAX_TXN_OPS")]
-    pub(crate) max_txn_ops: usize,
-    /// The largest request.
-    #[arg(long, default_value_t = 1_572_864, value_name = "BYTES", env = "ETCD_MAX_REQUEST_BYTES")]
-    pub(crate) max_request_bytes: usize,
-    /// What those get who log in: `simple`, or
-    /// `jwt,sign-method=RS256,pub-key=FILE,priv-key=FILE,ttl=10m`.
-    #[arg(long, default_value = "simple", value_name = "KIND", env = "ETCD_AUTH_TOKEN")]
-    pub(crate) auth_token: String,
-    /// How many seconds a simple token lives without being used.
-    #[arg(long, default_value_t = 300, value_name = "SECONDS", env = "ETCD_AUTH_TOKEN_TTL")]
-    pub(crate) auth_token_ttl: u64,
-    /// The work factor of password hashes.
-    #[arg(
-        long, default_value_t = 10, value_name = "N", env = "ETCD_BCRYPT_COST",
-        value_parser = clap::value_parser!(u32).range(4..=31)
-    )]
-    pub(crate) bcrypt_cost: u32,
-    /// How often a quiet watcher that wants to hears how far it has come.
-    #[arg(
-        long,
-        default_value = "10m",
-        value_name = "DURATION",
-        value_parser = duration,
-        alias = "experimental-watch-progress-notify-interval",
-        env = "ETCD_WATCH_PROGRESS_NOTIFY_INTERVAL"
-    )]
-    pub(crate) watch_progress_notify_interval: Duration,
-}
-
-/// Flags about peers, which a group of one does not have: taken, so that a unit file need not be
-/// rewritten, and told at the start where they ask for what is not there.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct EtcdPeerFlags {
-    /// Where to listen for peers; there are none.
-    #[arg(long, value_name = "URL", value_delimiter = ',', env = "ETCD_LISTEN_PEER_URLS")]
-    pub(crate) listen_peer_urls: Vec<String>,
-    /// What peers are told to dial.
-    #[arg(
-        long,
-        value_name = "URL",
-        value_delimiter = ',',
-        default_value = "http://localhost:2380",
-        env = "ETCD_INITIAL_ADVERTISE_PEER_URLS"
-    )]
-    pub(crate) initial_advertise_peer_urls: Vec<String>,
-    /// NAME=URL of the one member.
-    #[arg(long, value_name = "MEMBERS", value_delimiter = ',', env = "ETCD_INITIAL_CLUSTER")]
-    pub(crate) initial_cluster: Vec<String>,
-    /// Whether the cluster is new; it always begins with this member.
-    #[arg(long, value_name = "STATE", env = "ETCD_INITIAL_CLUSTER_STATE")]
-    pub(crate) initial_cluster_state: Option<String>,
-    /// A word that sets clusters apart; identities are random here.
-    #[arg(long, value_name = "WORD", env = "ETCD_INITIAL_CLUSTER_TOKEN")]
-    pub(crate) initial_cluster_token: Option<String>,
-}
+pub(crate) use flags::{EtcdBesideFlags, EtcdFlags};
+use flags::{EtcdLimits, EtcdTlsFlags};
+pub(crate) use sources::CommandLine;
 
 /// A URL that clients dial.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,13 +79,18 @@ impl fmt::Display for ClientUrl {
 
 /// Runs the store alone until it is told to go down.
 pub(crate) async fn run(flags: EtcdFlags, drain: Drain) -> Result<(), Fatal> {
-    flags.peers.check(&flags.name)?;
-    let data = flags.data_dir.clone().unwrap_or_else(|| format!("{}.etcd", flags.name).into());
+    if flags.version {
+        println!("etcd Version: {ETCD_VERSION}\nknarr Version: {}", env!("CARGO_PKG_VERSION"));
+        return Ok(());
+    }
+    flags.check()?;
+    flags.idle.tell();
+    let data = flags.data()?;
     let store = open_store(&flags, &data)?;
     let tls = flags.tls.keeper(&data)?;
     let config = FaceConfig {
         name: flags.name.clone(),
-        peer_urls: flags.peers.initial_advertise_peer_urls.clone(),
+        peer_urls: flags.initial_advertise_peer_urls.clone(),
         client_urls: urls(&flags),
         max_txn_ops: flags.limits.max_txn_ops,
         max_request_bytes: flags.limits.max_request_bytes,
@@ -213,7 +100,12 @@ pub(crate) async fn run(flags: EtcdFlags, drain: Drain) -> Result<(), Fatal> {
         progress_interval: flags.limits.watch_progress_notify_interval,
     };
     let face = Face::new(store.clone(), config)?;
-    let served = listen_and_serve(face, &flags.listen_client_urls, tls, drain).await?;
+    let pages = listen(&flags.listen_metrics_urls, tls.as_ref()).await?;
+    let urls = [&flags.listen_client_urls[..], &flags.listen_client_http_urls].concat();
+    let mut served = listen_and_serve(face.clone(), &urls, tls, drain.clone()).await?;
+    for listener in pages {
+        served.spawn(serve_pages(face.clone(), listener, drain.clone()));
+    }
     println!("Ready: {}", list(&flags.listen_client_urls));
     served.join_all().await;
     store.close().await;
@@ -290,16 +182,20 @@ pub(crate) async fn listen_and_serve(
     tls: Option<Arc<TlsKeeper>>,
     drain: Drain,
 ) -> Result<JoinSet<()>, Fatal> {
-    let mut listeners = Vec::new();
-    for url in urls {
-        listeners.extend(url.listen(tls.as_ref()).await?);
-    }
     let mut served = JoinSet::new();
-    for listener in listeners {
+    for listener in listen(urls, tls.as_ref()).await? {
         served.spawn(serve(face.clone(), listener, drain.clone()));
     }
     info!(urls = list(urls), "etcd's API is served");
     Ok(served)
+}
+
+async fn listen(urls: &[ClientUrl], tls: Option<&Arc<TlsKeeper>>) -> Result<Vec<Listener>, Fatal> {
+    let mut listeners = Vec::new();
+    for url in urls {
+        listeners.extend(url.listen(tls).await?);
+    }
+    Ok(listeners)
 }
 
 impl ClientUrl {
@@ -439,8 +335,9 @@ fn jwt<'a>(words: impl Iterator<Item = &'a str>) -> Result<TokenKind, String> {
     Ok(TokenKind::Jwt { algorithm, public, private, ttl })
 }
 
-impl EtcdPeerFlags {
-    fn check(&self, name: &str) -> Result<(), Fatal> {
+impl EtcdFlags {
+    /// Refuses what a group of one must not be told.
+    fn check(&self) -> Result<(), Fatal> {
         if self.initial_cluster.len() > 1 {
             return Err(Fatal(
                 "--initial-cluster names several members, but this store is a group of one: \
@@ -449,22 +346,28 @@ impl EtcdPeerFlags {
             ));
         }
         if let Some(member) = self.initial_cluster.first()
-            && member.split_once('=').is_none_or(|(member, _)| member != name)
+            && member.split_once('=').is_none_or(|(member, _)| member != self.name)
         {
-            return Err(Fatal(format!("--initial-cluster {member:?} does not name {name:?}")));
-        }
-        if !self.listen_peer_urls.is_empty() {
-            warn!("--listen-peer-urls: nothing listens there, this store is a group of one");
-        }
-        for (flag, value) in [
-            ("--initial-cluster-state", &self.initial_cluster_state),
-            ("--initial-cluster-token", &self.initial_cluster_token),
-        ] {
-            if value.is_some() {
-                info!("{flag} has no meaning for a group of one");
-            }
+            return Err(Fatal(format!(
+                "--initial-cluster {member:?} does not name {:?}",
+                self.name
+            )));
         }
         Ok(())
+    }
+
+    fn data(&self) -> Result<PathBuf, Fatal> {
+        let data = self.data_dir.clone().unwrap_or_else(|| format!("{}.etcd", self.name).into());
+        let theirs = data.join("member/snap/db");
+        match theirs.exists() {
+            false => Ok(data),
+            true => Err(Fatal(format!(
+                "--data-dir {} has the data of an etcd, which would not be seen: take it over with \
+                 `knarr store restore {} --skip-hash-check --data-dir NEW`, and name NEW here",
+                data.display(),
+                theirs.display()
+            ))),
+        }
     }
 }
 

@@ -33,6 +33,7 @@ pub(crate) struct Cli {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
     /// For people.
+    #[value(alias = "console")]
     Text,
     /// One JSON object a line.
     Json,
@@ -132,27 +133,50 @@ pub(crate) struct ControllerFlags {
     pub(crate) node_monitor_grace_period: Duration,
 }
 
-/// Reads a duration as Go writes it: numbers with units, `1m30s`.
+/// Reads a duration as Go writes them, such as `1m30s`; 0 is none.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    match duration_or_zero(text)? {
+        Duration::ZERO => Err(format!("{text:?} is no duration such as 1m30s")),
+        duration => Ok(duration),
+    }
+}
+
+/// The same, and 0 is one too.
+pub(crate) fn duration_or_zero(text: &str) -> Result<Duration, String> {
     let bad = || format!("{text:?} is no duration such as 1m30s");
     let (mut rest, mut sum) = (text, Duration::ZERO);
-    while !rest.is_empty() {
+    if text.is_empty() {
+        return Err(bad());
+    }
+    while !rest.is_empty() && text != "0" {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
-        let number: u32 = rest[..digits].parse().map_err(|_| bad())?;
-        let (unit, after) = ["ms", "s", "m", "h"]
+        let number: u64 = rest[..digits].parse().map_err(|_| bad())?;
+        let units: [(&str, u64); 6] = [
+            ("ns", 1),
+            ("us", 1_000),
+            ("ms", 1_000_000),
+            ("s", 1_000_000_000),
+            ("m", 60_000_000_000),
+            ("h", 3_600_000_000_000),
+        ];
+        let (nanos, after) = units
             .into_iter()
-            .find_map(|unit| Some((unit, rest[digits..].strip_prefix(unit)?)))
+            .find_map(|(unit, nanos)| Some((nanos, rest[digits..].strip_prefix(unit)?)))
             .ok_or_else(bad)?;
-        let unit = match unit {
-            "ms" => Duration::from_millis(1),
-            "s" => Duration::from_secs(1),
-            "m" => Duration::from_mins(1),
-            _ => Duration::from_hours(1),
-        };
-        sum = unit.checked_mul(number).and_then(|part| sum.checked_add(part)).ok_or_else(bad)?;
+        let part = number.checked_mul(nanos).map(Duration::from_nanos);
+        sum = part.and_then(|part| sum.checked_add(part)).ok_or_else(bad)?;
         rest = after;
     }
-    if sum.is_zero() { Err(bad()) } else { Ok(sum) }
+    Ok(sum)
+}
+
+/// Reads a switch's value as Go does.
+pub(crate) fn truth(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err(format!("{text:?} is neither true nor false")),
+    }
 }
 
 fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
@@ -508,8 +532,11 @@ mod tests {
         assert_eq!(read("50s"), Some(50_000));
         assert_eq!(read("1m30s"), Some(90_000));
         assert_eq!(read("1h2ms"), Some(3_600_002));
-        for bad in ["", "50", "s", "0s", "-1s", "1d", "99999999999s"] {
+        for bad in ["", "50", "s", "0", "0s", "-1s", "1d", "99999999999s"] {
             assert_eq!(read(bad), None, "{bad}");
         }
+        assert_eq!(duration_or_zero("7000us"), Ok(Duration::from_millis(7)));
+        assert_eq!(duration_or_zero("0"), Ok(Duration::ZERO));
+        assert!(duration_or_zero("").is_err());
     }
 }

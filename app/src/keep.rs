@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use knarr_store::{ArchiveConfig, AutoCompaction, StoreConfig};
 
-use crate::flags::duration;
+use crate::flags::{duration, duration_or_zero};
 
 /// How much a store keeps.
 #[derive(Clone, Debug, Args)]
@@ -16,15 +16,11 @@ pub(crate) struct KeepFlags {
     store_memory: Option<u64>,
     /// How long older history is kept on disk, for watches and lists from then and for looking
     /// back; 0 is not at all.
-    #[arg(long, default_value = "24h", value_name = "DURATION", value_parser = duration_or_none)]
+    #[arg(long, default_value = "24h", value_name = "DURATION", value_parser = duration_or_zero)]
     history_retention: Duration,
     /// How much of the disk it may take at most.
     #[arg(long, default_value = "1Gi", value_name = "BYTES", value_parser = bytes)]
     history_size: u64,
-}
-
-fn duration_or_none(text: &str) -> Result<Duration, String> {
-    if text == "0" { Ok(Duration::ZERO) } else { duration(text) }
 }
 
 /// Reads a size: a number of bytes, or of Ki, Mi, Gi.
@@ -48,16 +44,15 @@ impl KeepFlags {
 /// The same with etcd's names.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct EtcdKeepFlags {
-    /// What the keys and their recent history may take of the memory; 0 is half of what this
-    /// process can have.
-    #[arg(long, default_value_t = 0, value_name = "BYTES", env = "ETCD_QUOTA_BACKEND_BYTES")]
-    quota_backend_bytes: u64,
+    /// What the keys and their recent history may take of the memory; 0 or less is half of what
+    /// this process can have.
+    #[arg(long, default_value_t = 0, value_name = "BYTES")]
+    quota_backend_bytes: i64,
     /// What the retention below counts.
     #[arg(long, value_enum, default_value_t = CompactionMode::Periodic)]
-    #[arg(env = "ETCD_AUTO_COMPACTION_MODE")]
     auto_compaction_mode: CompactionMode,
     /// What is kept when nobody compacts: hours or a duration, or a number of revisions; 0 is all.
-    #[arg(long, default_value = "0", value_name = "N", env = "ETCD_AUTO_COMPACTION_RETENTION")]
+    #[arg(long, default_value = "0", value_name = "N")]
     auto_compaction_retention: String,
 }
 

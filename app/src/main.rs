@@ -31,7 +31,7 @@ mod token;
 mod up;
 
 use flags::{CheckCommand, CheckFlags, Cli, Command};
-use process::run;
+use process::{Fatal, run};
 
 #[global_allocator]
 static ALLOCATOR: allocator::ByRole = allocator::ByRole;
@@ -48,9 +48,29 @@ fn main() -> ExitCode {
     // Small memory comes in small pages, here and in the shims, which inherit it; containers do
     // not. A kernel without this has no huge pages either.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
-    let cli = Cli::parse();
-    process::log_to_stderr(cli.verbosity, cli.log_format);
-    let result = match cli.command {
+    match etcd::CommandLine::read(args, variables()).and_then(start) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("knarr: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The environment, as far as it is text.
+fn variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+fn start(line: etcd::CommandLine) -> Result<(), Fatal> {
+    let cli = Cli::parse_from(line.args);
+    match &cli.command {
+        Command::Etcd(flags) => flags.log.start(cli.verbosity, cli.log_format)?,
+        _ => process::log_to_stderr(cli.verbosity, cli.log_format),
+    }
+    line.notes.iter().for_each(|note| tracing::warn!("{note}"));
+    match cli.command {
         Command::Up(flags) => run(|drain| up::run(flags, drain)),
         Command::Server(flags) => run(|drain| server::run(flags, drain)),
         Command::Agent(flags) => run(|drain| agent::run(flags, drain)),
@@ -68,12 +88,5 @@ fn main() -> ExitCode {
         }
         Command::Images(flags) => images::run(flags),
         Command::Store(flags) => snapshots::run(flags),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            eprintln!("knarr: {why}");
-            ExitCode::FAILURE
-        }
     }
 }

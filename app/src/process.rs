@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::flags::LogFormat;
 
@@ -48,16 +49,25 @@ pub(crate) fn or_end_of_stdin(mut drain: Drain) -> Drain {
 
 /// Sends logs to standard error.
 pub(crate) fn log_to_stderr(verbosity: u8, format: LogFormat) {
-    let level = match verbosity {
+    log_to(BoxMakeWriter::new(std::io::stderr), level(verbosity), format);
+}
+
+/// How much a verbosity lets through.
+pub(crate) fn level(verbosity: u8) -> LevelFilter {
+    match verbosity {
         0 => LevelFilter::WARN,
         1 => LevelFilter::INFO,
         2..4 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
-    };
+    }
+}
+
+/// Sends logs somewhere.
+pub(crate) fn log_to(writer: BoxMakeWriter, level: LevelFilter, format: LogFormat) {
     let builder = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        .with_writer(writer);
     match format {
         LogFormat::Text => builder.with_target(false).init(),
         LogFormat::Json => builder.json().init(),

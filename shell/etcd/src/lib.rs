@@ -21,6 +21,7 @@ mod lease;
 mod lock;
 mod maintenance;
 mod pages;
+mod pages_port;
 mod refusal;
 mod serve;
 mod tls;
@@ -30,6 +31,8 @@ mod watch;
 mod wire;
 
 pub use face::{Face, FaceConfig};
+pub use pages::ETCD_VERSION;
+pub use pages_port::serve_pages;
 pub use serve::{Listener, serve};
 pub use tls::{TlsError, TlsFiles, TlsKeeper};
 pub use tokens::{TokenError, TokenKind};

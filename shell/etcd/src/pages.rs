@@ -10,7 +10,7 @@ use crate::face::Face;
 use crate::gateway::methods;
 
 /// The version of etcd's API that is spoken here; clients decide by it what they may ask.
-pub(crate) const ETCD_VERSION: &str = "3.6.6";
+pub const ETCD_VERSION: &str = "3.6.6";
 
 /// Codes of gRPC: 0 to 16.
 const CODES: usize = 17;

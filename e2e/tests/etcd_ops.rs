@@ -1,0 +1,166 @@
+//! `knarr etcd` as those who run an etcd meet it: flags, manifests, logs, health, metrics.
+#![allow(clippy::unwrap_used)] // a test fails by panicking
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use knarr_e2e::{Outcome, Running, alone};
+use knarr_pki::{Authority, Identity, Usage};
+use serde_json::Value;
+
+const URL: &str = "http://127.0.0.1:2379";
+
+/// The code and the body of a page.
+fn page(url: &str) -> (u16, String) {
+    let mut command = Command::new("curl");
+    let out = Outcome::of(command.args(["-s", "-m", "5", "-w", "\n%{http_code}", url])).out;
+    let (body, code) = out.rsplit_once('\n').unwrap();
+    (code.parse().unwrap(), body.to_owned())
+}
+
+/// The flags in etcd's help, each with its default.
+fn flags_in_help() -> Vec<String> {
+    let help = Outcome::of(Command::new("etcd").arg("--help"));
+    let lines = help.out.lines().chain(help.err.lines());
+    let flag = |line: &str| {
+        let line = line.strip_prefix("  --")?;
+        let (name, default) = line.split_once(' ').unwrap_or((line, ""));
+        (!matches!(name, "version" | "config-file" | "data-dir")).then(|| {
+            let default = default.trim_matches('\'').replace("math.MaxUint32", "4294967295");
+            format!("--{name}={default}")
+        })
+    };
+    lines.filter_map(flag).collect()
+}
+
+#[test]
+fn every_flag_of_etcd_is_taken() {
+    alone(|machine| {
+        let known = flags_in_help();
+        assert!(known.len() > 70, "{known:?}");
+        let newer = include_str!("etcdctl/flags.txt").lines().filter(|line| line.starts_with("--"));
+        let mut command = machine.command("etcd @data");
+        command.args(known.iter().map(String::as_str).chain(newer));
+        let running = Running::start("etcd", &mut command);
+        running.line("that it serves", |line| line.starts_with("Ready"));
+        let told = running.output();
+        let told = |what: &str| told.lines().filter(|line| line.contains(what)).count();
+        assert_eq!(told("--heartbeat-interval=100 changes nothing: a group of one"), 1);
+        assert_eq!(told("changes nothing: \""), 0);
+        assert!(told("changes nothing") > 60);
+    });
+}
+
+#[test]
+fn what_would_be_dangerous_to_ignore_is_refused() {
+    alone(|machine| {
+        for (flags, why) in [
+            ("--initial-cluster a=http://h:1,b=http://h:2", "group of one"),
+            ("--initial-cluster other=http://h:1", "does not name"),
+            ("--force-new-cluster", "knarr store restore"),
+            ("--discovery http://h", "group of one"),
+            ("--proxy on", "no proxy"),
+            ("--client-crl-file /x", "revoked"),
+            ("--client-cert-allowed-hostname h", "would be let in"),
+            ("--host-whitelist h", "would be let in"),
+            ("--tls-min-version TLS1.3", "TLS 1.2 is spoken too"),
+            ("--snapshot-count many", "no whole number"),
+            ("--pre-vote=perhaps", "neither true nor false"),
+            ("--raft-read-timeout 5", "no duration"),
+            ("--initial-cluster-state old", "new, existing"),
+            ("--listen-metrics-urls https://127.0.0.1:2381", "needs a certificate"),
+            ("--unknown", "unexpected argument"),
+        ] {
+            let refused = machine.knarr(&format!("etcd @data {flags}")).failure();
+            assert!(refused.contains(why), "{flags}: {refused}");
+        }
+        fs::create_dir_all(machine.path("theirs/member/snap")).unwrap();
+        fs::write(machine.path("theirs/member/snap/db"), "").unwrap();
+        let refused = machine.knarr("etcd --data-dir @theirs").failure();
+        assert!(refused.contains("has the data of an etcd"), "{refused}");
+        let version = machine.knarr("etcd --version").success();
+        assert!(version.starts_with("etcd Version: 3."), "{version}");
+    });
+}
+
+#[test]
+fn the_static_pod_of_kubeadm_runs() {
+    alone(|machine| {
+        let pki = machine.path("pki");
+        let authority = Authority::load_or_create(&pki).unwrap();
+        let identity = Identity {
+            name: "node-1".to_owned(),
+            addresses: vec![[127, 0, 0, 1].into(), [198, 51, 100, 10].into()],
+            ..Identity::default()
+        };
+        authority.issue_to(&pki, "server", &identity, Usage::Server).unwrap();
+        authority.issue_to(&pki, "client", &identity, Usage::Client).unwrap();
+        let at = |name: &str| machine.path(name).display().to_string();
+        let manifest = include_str!("manifests/kubeadm-etcd.yaml")
+            .replace("/etc/kubernetes/pki/etcd", &at("pki"))
+            .replace("/var/lib/etcd", &at("data"));
+        let pod: Value = serde_saphyr::from_str(&manifest).unwrap();
+        let container = &pod["spec"]["containers"][0];
+        let words: Vec<&str> =
+            container["command"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
+        symlink(machine.command("").get_program(), machine.path(words[0])).unwrap();
+        let mut command = Command::new(machine.path(words[0]));
+        let running = Running::start("etcd", command.args(&words[1..]));
+        running.line("that it serves", |line| line.starts_with("Ready"));
+        for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
+            let get = &container[probe]["httpGet"];
+            let url = format!("http://127.0.0.1:{}{}", get["port"], get["path"].as_str().unwrap());
+            assert_eq!(page(&url), (200, "ok\n".to_owned()), "{probe}");
+        }
+        let tls = ["--cacert", "ca.crt", "--cert", "client.crt", "--key", "client.key"];
+        let mut etcdctl = Command::new("etcdctl");
+        etcdctl.current_dir(&pki).env("ETCDCTL_API", "3").args(tls);
+        etcdctl.args(["--endpoints", "https://198.51.100.10:2379", "put", "a", "1"]);
+        Outcome::of(&mut etcdctl).success();
+        // What is shown to everybody is the pages, and never a key.
+        assert!(page("http://127.0.0.1:2381/metrics").1.contains("\netcd_server_has_leader 1\n"));
+        assert_eq!(page("http://127.0.0.1:2381/health").0, 200);
+        assert_eq!(page("http://127.0.0.1:2381/v3/kv/range").0, 404);
+        assert_eq!(page("http://127.0.0.1:2381/version").0, 404);
+        let mut plain = Command::new("etcdctl");
+        plain.env("ETCDCTL_API", "3").args(["--endpoints", "127.0.0.1:2381", "get", "a"]);
+        assert!(!Outcome::of(plain.arg("--command-timeout=1s")).status.success());
+    });
+}
+
+#[test]
+fn variables_a_file_and_logs_are_as_with_etcd() {
+    alone(|machine| {
+        let (log, data) = (machine.path("log"), machine.path("named"));
+        let mut command = machine.command("etcd");
+        command.env("ETCD_NAME", "by-variable").env("ETCD_DATA_DIR", &data);
+        command.env("ETCD_LOG_OUTPUTS", format!("stderr,{}", log.display()));
+        command.env("ETCD_LOG_FORMAT", "json").env("ETCD_NONSENSE", "1");
+        let running = Running::start("etcd", &mut command);
+        running.line("that it serves", |line| line.starts_with("Ready"));
+        let mut members = Command::new("etcdctl");
+        let members = Outcome::of(members.env("ETCDCTL_API", "3").args(["member", "list"]));
+        assert!(members.success().contains("by-variable"));
+        let lines = fs::read_to_string(&log).unwrap();
+        assert!(lines.contains("ETCD_NONSENSE is no variable of etcd's"), "{lines}");
+        lines.lines().for_each(|line| drop(serde_json::from_str::<Value>(line).unwrap()));
+        assert!(running.output().contains("ETCD_NONSENSE"));
+        drop(running);
+
+        let file = machine.path("etcd.yaml");
+        let text = format!(
+            "name: by-file\ndata-dir: {}\nlog-level: error\nlisten-client-urls: {URL}\n\
+             log-outputs: [stdout]\ngrpc-keepalive-min-time: 5000000000\nmax-txn-ops: 2\n",
+            data.display()
+        );
+        fs::write(&file, text).unwrap();
+        let mut command = machine.command("etcd --config-file @etcd.yaml --name by-flag");
+        let running = Running::start("etcd", command.env("ETCD_NAME", "by-variable"));
+        running.line("that it serves", |line| line.starts_with("Ready"));
+        assert_eq!(running.output().lines().count(), 1, "{}", running.output());
+        let mut members = Command::new("etcdctl");
+        let members = Outcome::of(members.env("ETCDCTL_API", "3").args(["member", "list"]));
+        assert!(members.success().contains("by-file"));
+    });
+}
