@@ -1,15 +1,26 @@
 //! `knarr etcd` as those who run an etcd meet it: flags, manifests, logs, health, metrics.
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
-use knarr_e2e::{Outcome, Running, alone};
+use knarr_e2e::{Etcd, Machine, Outcome, Running, alone};
 use knarr_pki::{Authority, Identity, Usage};
 use serde_json::Value;
 
 const URL: &str = "http://127.0.0.1:2379";
+
+fn serve(machine: &Machine, flags: &str) -> Running {
+    let running = machine.start(&format!("etcd {flags}"));
+    running.line("that it serves", |line| line.starts_with("Ready"));
+    running
+}
+
+fn etcdctl(line: &str) -> Outcome {
+    Outcome::of(Command::new("etcdctl").env("ETCDCTL_API", "3").args(line.split_whitespace()))
+}
 
 /// The code and the body of a page.
 fn page(url: &str) -> (u16, String) {
@@ -114,18 +125,17 @@ fn the_static_pod_of_kubeadm_runs() {
             assert_eq!(page(&url), (200, "ok\n".to_owned()), "{probe}");
         }
         let tls = ["--cacert", "ca.crt", "--cert", "client.crt", "--key", "client.key"];
-        let mut etcdctl = Command::new("etcdctl");
-        etcdctl.current_dir(&pki).env("ETCDCTL_API", "3").args(tls);
-        etcdctl.args(["--endpoints", "https://198.51.100.10:2379", "put", "a", "1"]);
-        Outcome::of(&mut etcdctl).success();
+        let mut secured = Command::new("etcdctl");
+        secured.current_dir(&pki).env("ETCDCTL_API", "3").args(tls);
+        secured.args(["--endpoints", "https://198.51.100.10:2379", "put", "a", "1"]);
+        Outcome::of(&mut secured).success();
         // What is shown to everybody is the pages, and never a key.
         assert!(page("http://127.0.0.1:2381/metrics").1.contains("\netcd_server_has_leader 1\n"));
         assert_eq!(page("http://127.0.0.1:2381/health").0, 200);
         assert_eq!(page("http://127.0.0.1:2381/v3/kv/range").0, 404);
         assert_eq!(page("http://127.0.0.1:2381/version").0, 404);
-        let mut plain = Command::new("etcdctl");
-        plain.env("ETCDCTL_API", "3").args(["--endpoints", "127.0.0.1:2381", "get", "a"]);
-        assert!(!Outcome::of(plain.arg("--command-timeout=1s")).status.success());
+        let plain = etcdctl("--endpoints 127.0.0.1:2381 --command-timeout 1s get a");
+        assert!(!plain.status.success());
     });
 }
 
@@ -139,9 +149,7 @@ fn variables_a_file_and_logs_are_as_with_etcd() {
         command.env("ETCD_LOG_FORMAT", "json").env("ETCD_NONSENSE", "1");
         let running = Running::start("etcd", &mut command);
         running.line("that it serves", |line| line.starts_with("Ready"));
-        let mut members = Command::new("etcdctl");
-        let members = Outcome::of(members.env("ETCDCTL_API", "3").args(["member", "list"]));
-        assert!(members.success().contains("by-variable"));
+        assert!(etcdctl("member list").success().contains("by-variable"));
         let lines = fs::read_to_string(&log).unwrap();
         assert!(lines.contains("ETCD_NONSENSE is no variable of etcd's"), "{lines}");
         lines.lines().for_each(|line| drop(serde_json::from_str::<Value>(line).unwrap()));
@@ -159,8 +167,105 @@ fn variables_a_file_and_logs_are_as_with_etcd() {
         let running = Running::start("etcd", command.env("ETCD_NAME", "by-variable"));
         running.line("that it serves", |line| line.starts_with("Ready"));
         assert_eq!(running.output().lines().count(), 1, "{}", running.output());
-        let mut members = Command::new("etcdctl");
-        let members = Outcome::of(members.env("ETCDCTL_API", "3").args(["member", "list"]));
-        assert!(members.success().contains("by-file"));
+        assert!(etcdctl("member list").success().contains("by-file"));
+    });
+}
+
+/// Metrics of a page: by name their kind and the names of their labels.
+fn metrics(page: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
+    let mut metrics: BTreeMap<String, (String, BTreeSet<String>)> = BTreeMap::new();
+    for line in page.lines() {
+        if let Some(family) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = family.split_once(' ').unwrap();
+            metrics.entry(name.to_owned()).or_default().0 = kind.to_owned();
+        } else if let Some((row, labels)) = line.split_once('{') {
+            let family = row.strip_suffix("_bucket").unwrap_or(row);
+            let labels = labels.split('}').next().unwrap().split(',');
+            let names = labels.map(|label| label.split('=').next().unwrap().to_owned());
+            metrics.entry(family.to_owned()).or_default().1.extend(names);
+        }
+    }
+    metrics
+}
+
+/// What the documentation says is not there, with `*` for the rest of a name.
+fn said_to_be_missing(name: &str) -> bool {
+    let text = include_str!("../../docs/etcd.md");
+    let table = text.split("| not there | because |").nth(1).unwrap().split("\n\n").next().unwrap();
+    let first = table.lines().filter_map(|row| row.split('|').nth(1));
+    let mut names = first.flat_map(|cell| cell.split('`').skip(1).step_by(2));
+    names.any(|said| match said.strip_suffix('*') {
+        Some(prefix) => name.starts_with(prefix),
+        None => said == name,
+    })
+}
+
+/// What the alerts and dashboards of etcd's own mixin read.
+const MIXIN: &[&str] = &[
+    "etcd_disk_backend_commit_duration_seconds",
+    "etcd_disk_wal_fsync_duration_seconds",
+    "etcd_mvcc_db_total_size_in_bytes",
+    "etcd_mvcc_db_total_size_in_use_in_bytes",
+    "etcd_network_client_grpc_received_bytes_total",
+    "etcd_network_client_grpc_sent_bytes_total",
+    "etcd_network_peer_received_bytes_total",
+    "etcd_network_peer_round_trip_time_seconds",
+    "etcd_network_peer_sent_bytes_total",
+    "etcd_network_peer_sent_failures_total",
+    "etcd_server_has_leader",
+    "etcd_server_leader_changes_seen_total",
+    "etcd_server_proposals_applied_total",
+    "etcd_server_proposals_committed_total",
+    "etcd_server_proposals_failed_total",
+    "etcd_server_proposals_pending",
+    "etcd_server_quota_backend_bytes",
+    "grpc_server_handled_total",
+    "grpc_server_handling_seconds",
+    "grpc_server_started_total",
+    "process_resident_memory_bytes",
+];
+
+#[test]
+fn metrics_have_the_names_kinds_and_labels_of_etcds() {
+    alone(|machine| {
+        let use_it = || {
+            etcdctl("put a 1").success();
+            etcdctl("get a").success();
+            etcdctl("lease grant 100").success();
+            assert!(!etcdctl("compact 99").status.success());
+            metrics(&page(&format!("{URL}/metrics")).1)
+        };
+        let etcd = Etcd::start(machine, 1, "http", "");
+        let theirs = use_it();
+        drop(etcd);
+        let _knarr = serve(machine, "@data");
+        let ours = use_it();
+        for (name, metric) in &theirs {
+            match said_to_be_missing(name) {
+                true => assert_eq!(ours.get(name), None, "{name} is there"),
+                false => assert_eq!(ours.get(name), Some(metric), "{name}"),
+            }
+        }
+        for name in MIXIN {
+            assert!(ours.contains_key(*name) != said_to_be_missing(name), "{name}");
+        }
+        let text = page(&format!("{URL}/metrics")).1;
+        let value = |row: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(row)).expect(row);
+            line.trim().parse::<f64>().unwrap()
+        };
+        for (row, least, most) in [
+            ("etcd_mvcc_put_total ", 1.0, 1.0),
+            ("etcd_debugging_lease_granted_total ", 1.0, 1.0),
+            ("etcd_disk_wal_fsync_duration_seconds_count ", 2.0, 9.0),
+            ("etcd_disk_wal_fsync_duration_seconds_bucket{le=\"+Inf\"} ", 2.0, 9.0),
+            ("etcd_disk_wal_fsync_duration_seconds_sum ", 1e-9, 60.0),
+            ("process_open_fds ", 5.0, 1000.0),
+            ("process_start_time_seconds ", 1.7e9, 1e11),
+            ("process_cpu_seconds_total ", 0.0, 60.0),
+        ] {
+            let value = value(row);
+            assert!((least..=most).contains(&value), "{row}{value}");
+        }
     });
 }

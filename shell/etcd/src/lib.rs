@@ -3,7 +3,8 @@
 //! * `face` – who asks, may they, and the way to the store; `wire` – requests as transactions;
 //!   `refusal` – refusals as etcd words them.
 //! * `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election` – a service each.
-//! * `gateway` – the same services as JSON over HTTP; `pages` – version, health, metrics.
+//! * `gateway` – the same services as JSON over HTTP; `pages` – version and health,
+//!   `pages_port` – on a port of their own; `metrics`, with what `process` finds.
 //! * `serve` – connections; `http2` – the calls of one; `unary` – those that make the load, by a
 //!   shorter way; `tls` – certificates that follow their files; `tokens` – who logged in.
 //!
@@ -20,8 +21,10 @@ mod kv;
 mod lease;
 mod lock;
 mod maintenance;
+mod metrics;
 mod pages;
 mod pages_port;
+mod process;
 mod refusal;
 mod serve;
 mod tls;

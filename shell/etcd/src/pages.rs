@@ -1,166 +1,163 @@
 //! What a person or a probe reads: version, health, metrics, under etcd's paths and names.
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use tonic::Code;
+use std::sync::atomic::Ordering;
 
 use crate::face::Face;
-use crate::gateway::methods;
+pub(crate) use crate::metrics::Metrics;
 
 /// The version of etcd's API that is spoken here; clients decide by it what they may ask.
 pub const ETCD_VERSION: &str = "3.6.6";
-
-/// Codes of gRPC: 0 to 16.
-const CODES: usize = 17;
-
-/// Counters of one face, by the path of a method.
-#[derive(Debug)]
-pub(crate) struct Metrics(BTreeMap<String, Calls>);
-
-/// How often a method was called, and how its calls ended.
-#[derive(Debug, Default)]
-pub(crate) struct Calls {
-    started: AtomicU64,
-    handled: [AtomicU64; CODES],
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        Self(methods().map(|path| (path, Calls::default())).collect())
-    }
-}
-
-impl Metrics {
-    /// The counters of a method; there are none for what does not exist.
-    pub(crate) fn calls(&self, path: &str) -> Option<&Calls> {
-        self.0.get(path)
-    }
-
-    fn write(&self, out: &mut String) {
-        let row = |out: &mut String, name: &str, path: &str, code: &str, count: &AtomicU64| {
-            let (service, method) = path.trim_matches('/').split_once('/').unwrap_or_default();
-            let count = count.load(Ordering::Relaxed);
-            if count > 0 {
-                writeln!(
-                    out,
-                    "{name}{{grpc_service=\"{service}\",grpc_method=\"{method}\"{code}}} {count}"
-                )
-                .expect("writing to a string");
-            }
-        };
-        out.push_str("# HELP grpc_server_started_total Calls begun.\n");
-        out.push_str("# TYPE grpc_server_started_total counter\n");
-        for (path, calls) in &self.0 {
-            row(out, "grpc_server_started_total", path, "", &calls.started);
-        }
-        out.push_str("# HELP grpc_server_handled_total Calls ended, by code.\n");
-        out.push_str("# TYPE grpc_server_handled_total counter\n");
-        for (path, calls) in &self.0 {
-            for (code, count) in (0..).zip(&calls.handled) {
-                let code = format!("{:?}", Code::from_i32(code)).replace("Ok", "OK");
-                let code = format!(",grpc_code=\"{code}\"");
-                row(out, "grpc_server_handled_total", path, &code, count);
-            }
-        }
-    }
-}
-
-impl Calls {
-    pub(crate) fn begun(&self) {
-        self.started.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn ended(&self, code: Code) {
-        let at = usize::try_from(code as i32).unwrap_or(0);
-        self.handled[at.min(CODES - 1)].fetch_add(1, Ordering::Relaxed);
-    }
-}
+/// The same, without what only mends.
+pub(crate) const ETCD_CLUSTER_VERSION: &str = "3.6.0";
 
 /// A page: code, content type, text.
 pub(crate) type Page = (u16, &'static str, String);
+
+/// A check of `/livez` or `/readyz`: what is wrong, if anything.
+type Check = (&'static str, fn(&Face) -> Option<String>);
+
+/// Whether writes can be answered.
+const WRITES: Check = ("disk_writes", Face::failed);
+/// A read needs nobody else's consent here, and is always answered.
+const LOCAL_READ: Check = ("serializable_read", |_| None);
+
+const LIVEZ: &[Check] = &[WRITES, LOCAL_READ];
+const READYZ: &[Check] = &[
+    ("data_corruption", |_| None), // damage is found when it is read, which is at the start
+    WRITES,
+    ("linearizable_read", |_| None),
+    ("non_learner", |_| None),
+    LOCAL_READ,
+];
 
 impl Face {
     /// The page at a path, if there is one.
     pub(crate) fn page(&self, path: &str, query: &str) -> Option<Page> {
         let json = |text: String| (200, "application/json", text);
-        Some(match path {
-            "/version" => {
-                let cluster = ETCD_VERSION.rsplit_once('.').map_or("", |(minor, _)| minor);
-                let body = serde_json::json!({
-                    "etcdserver": ETCD_VERSION, "etcdcluster": format!("{cluster}.0"),
+        let path = path.trim_matches('/');
+        let (root, check) = path.split_once('/').unwrap_or((path, ""));
+        Some(match (root, check) {
+            ("version", "") => {
+                let versions = serde_json::json!({
+                    "etcdserver": ETCD_VERSION, "etcdcluster": ETCD_CLUSTER_VERSION,
                 });
-                json(body.to_string())
+                json(versions.to_string())
             }
-            "/health" => match self.alarms().first() {
-                None => json(r#"{"health":"true","reason":""}"#.to_owned()),
-                Some(alarm) => {
-                    let reason = format!("ALARM {}", alarm.alarm().as_str_name());
-                    let body = serde_json::json!({ "health": "false", "reason": reason });
-                    (503, "application/json", body.to_string())
-                }
-            },
-            "/livez" | "/readyz" => (200, "text/plain; charset=utf-8", checks(path, query)),
-            "/metrics" => (200, "text/plain; version=0.0.4; charset=utf-8", self.metrics_text()),
+            ("health", "") => self.health(query),
+            ("livez", check) => self.checked(LIVEZ, check, query)?,
+            ("readyz", check) => self.checked(READYZ, check, query)?,
+            ("metrics", "") => {
+                (200, "text/plain; version=0.0.4; charset=utf-8", self.metrics_text())
+            }
             _ => return None,
         })
     }
 
-    fn metrics_text(&self) -> String {
-        let mut text = String::new();
-        // What the store knows is read when asked, and has no second place.
-        for (name, kind, help, value) in self.gauges() {
-            writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}")
-                .expect("writing to a string");
+    /// Why no write is answered any more.
+    fn failed(&self) -> Option<String> {
+        self.store.failure().map(|why| format!("the disk failed: {why}"))
+    }
+
+    /// `/health`: alarms may be excluded; that the disk failed may not.
+    fn health(&self, query: &str) -> Page {
+        let alarms = self.alarms().into_iter().map(|alarm| alarm.alarm().as_str_name());
+        let mut alarms = alarms.filter(|name| !values(query, "exclude").any(|word| word == *name));
+        let reason = self.failed().or_else(|| alarms.next().map(|name| format!("ALARM {name}")));
+        let ill = usize::from(reason.is_some());
+        self.metrics.healthy[ill].fetch_add(1, Ordering::Relaxed);
+        let health = if reason.is_none() { "true" } else { "false" };
+        let body = serde_json::json!({ "health": health, "reason": reason.unwrap_or_default() });
+        ([200, 503][ill], "application/json", body.to_string())
+    }
+
+    /// All checks but those excluded, or the one that is named. What is wrong is always said.
+    fn checked(&self, checks: &[Check], named: &str, query: &str) -> Option<Page> {
+        let excluded = |name: &str| match named {
+            "" => values(query, "exclude").any(|word| word == name),
+            named => named != name,
+        };
+        if !named.is_empty() && checks.iter().all(|(name, _)| *name != named) {
+            return None;
         }
-        self.metrics.write(&mut text);
-        text
-    }
-
-    fn gauges(&self) -> Vec<(&'static str, &'static str, &'static str, u64)> {
-        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-        let (index, live, history, keys, revision, compacted, leases) =
-            self.store.read(|keyspace, revision| {
-                (
-                    keyspace.index(),
-                    count(keyspace.live_bytes()),
-                    count(keyspace.history_bytes()),
-                    count(keyspace.held_keys()),
-                    revision.0,
-                    keyspace.compacted().0,
-                    count(keyspace.leases().count()),
-                )
-            });
-        let resident = resident_bytes().unwrap_or(0);
-        let mut rows = vec![
-            ("etcd_server_has_leader", "gauge", "Whether there is a leader.", 1),
-            ("etcd_server_is_leader", "gauge", "Whether it is this member.", 1),
-            ("etcd_server_proposals_committed_total", "counter", "Entries committed.", index),
-            ("etcd_server_proposals_applied_total", "counter", "Entries applied.", index),
-            ("etcd_mvcc_db_total_size_in_bytes", "gauge", "Bytes held.", live + history),
-            ("etcd_mvcc_db_total_size_in_use_in_bytes", "gauge", "Bytes of newest versions.", live),
-            ("etcd_debugging_mvcc_keys_total", "gauge", "Keys held, with those of the past.", keys),
-            ("etcd_debugging_mvcc_current_revision", "gauge", "The newest revision.", revision),
-            ("etcd_debugging_mvcc_compact_revision", "gauge", "The last compaction.", compacted),
-            ("etcd_debugging_lease_held", "gauge", "Leases held.", leases),
-            ("process_resident_memory_bytes", "gauge", "Resident memory size.", resident),
-        ];
-        rows.sort_unstable_by_key(|row| row.0);
-        rows
+        let checks = checks.iter().filter(|(name, _)| !excluded(name));
+        let said = checks.map(|(name, check)| match check(self) {
+            None => (true, format!("[+]{name} ok\n")),
+            Some(why) => (false, format!("[-]{name} failed: {why}\n")),
+        });
+        let (well, lines): (Vec<bool>, Vec<String>) = said.unzip();
+        let (well, mut text) = (well.into_iter().all(|well| well), lines.concat());
+        if well {
+            let verbose = values(query, "verbose").next().is_some();
+            text = if verbose { text + "ok\n" } else { "ok\n".to_owned() };
+        }
+        Some((if well { 200 } else { 503 }, "text/plain; charset=utf-8", text))
     }
 }
 
-fn checks(path: &str, query: &str) -> String {
-    let verbose = query.split('&').any(|word| word.split('=').next() == Some("verbose"));
-    match verbose {
-        true => format!("[+]serializable_read ok\n{} check passed\n", path.trim_matches('/')),
-        false => "ok\n".to_owned(),
-    }
+/// The values of a word of a query.
+fn values<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
+    let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.filter(move |(word, _)| *word == name).map(|(_, value)| value)
 }
 
-fn resident_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
-    Some(pages * 4096)
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use knarr_mvcc::{Op, Txn};
+    use knarr_store::sim::{Fault, SimClock, SimDisk};
+    use knarr_store::{Store, StoreConfig, StoreError};
+
+    use super::*;
+    use crate::face::FaceConfig;
+
+    fn put() -> Txn {
+        let op = Op::Put { key: "a".into(), value: "1".into(), lease: Default::default() };
+        Txn { success: vec![op], ..Txn::default() }
+    }
+
+    #[tokio::test]
+    async fn health_ends_with_the_disk() {
+        let disk = SimDisk::default();
+        let store = Store::open(
+            Arc::new(disk.clone()),
+            Arc::new(SimClock::default()),
+            StoreConfig::default(),
+        );
+        let store = store.expect("a new disk is empty");
+        let face = Face::new(store.clone(), FaceConfig::default()).expect("simple tokens");
+        let ask = |path: &str, query: &str| {
+            let (code, _, text) = face.page(path, query).expect("there is such a page");
+            (code, text)
+        };
+        store.txn(put()).await.expect("the disk works");
+        assert_eq!(ask("/health", ""), (200, r#"{"health":"true","reason":""}"#.to_owned()));
+        assert_eq!(ask("/livez", ""), (200, "ok\n".to_owned()));
+        let livez = "[+]disk_writes ok\n[+]serializable_read ok\nok\n";
+        assert_eq!(ask("/livez", "verbose"), (200, livez.to_owned()));
+        assert_eq!(face.page("/livez/nothing", ""), None);
+
+        disk.set_fault(Fault::SyncFails);
+        assert!(matches!(store.txn(put()).await, Err(StoreError::Failed(_))));
+        let (code, text) = ask("/health", "exclude=NOSPACE&serializable=true");
+        assert_eq!(code, 503);
+        assert!(text.contains(r#""health":"false","reason":"the disk failed: "#), "{text}");
+        for page in ["/livez", "/readyz", "/livez/disk_writes"] {
+            let (code, text) = ask(page, "");
+            assert_eq!(code, 503);
+            assert!(text.contains("[-]disk_writes failed: the disk failed: "), "{page}: {text}");
+        }
+        assert_eq!(ask("/readyz", "exclude=disk_writes"), (200, "ok\n".to_owned()));
+        assert_eq!(ask("/livez/serializable_read", ""), (200, "ok\n".to_owned()));
+        let metrics = ask("/metrics", "").1;
+        for row in [
+            "etcd_server_health_success 1",
+            "etcd_server_health_failures 1",
+            "etcd_server_proposals_failed_total 1",
+            "etcd_server_proposals_pending 0",
+            "etcd_mvcc_put_total 1",
+        ] {
+            assert!(metrics.contains(&format!("\n{row}\n")), "{row}: {metrics}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //! and so does the simulator.
 
 use std::io;
-use std::sync::{Arc, RwLock, Weak};
+use std::sync::{Arc, OnceLock, RwLock, Weak};
 
 use knarr_mvcc::{Command, Keyspace, Outcome, Refusal, Revision};
 
@@ -52,9 +52,11 @@ pub struct Engine {
     refused: u32,
     /// Whether a checkpoint should make space.
     starved: bool,
-    /// Why nothing is written any more.
-    failed: Option<Arc<str>>,
+    failed: Failure,
 }
+
+/// Why nothing is written any more, once that is so.
+pub(crate) type Failure = Arc<OnceLock<Arc<str>>>;
 
 /// Whether a checkpoint is being written.
 #[derive(Debug, PartialEq, Eq)]
@@ -98,7 +100,7 @@ impl Engine {
             checkpoint: Checkpoint::Idle,
             refused: 0,
             starved: false,
-            failed: None,
+            failed: Failure::default(),
         };
         engine.hold();
         Ok(engine)
@@ -111,6 +113,10 @@ impl Engine {
 
     pub(crate) fn archive(&self) -> Weak<Archive> {
         self.archive.as_ref().map_or_else(Weak::new, Arc::downgrade)
+    }
+
+    pub(crate) fn failure(&self) -> Failure {
+        self.failed.clone()
     }
 
     /// Tells the history how far it may forget: what is on disk, and no checkpoint needs.
@@ -179,7 +185,7 @@ impl Engine {
     /// disk failed: the engine takes no more writes, because a failed sync says nothing about
     /// what is on the disk; the next start finds out.
     pub fn commit(&mut self, entries: &[Entry]) -> Result<Vec<Outcome>, StoreError> {
-        if let Some(why) = &self.failed {
+        if let Some(why) = self.failed.get() {
             return Err(StoreError::Failed(why.clone()));
         }
         match self.log.reserve(entries.iter().map(|entry| entry.bytes.len())) {
@@ -219,7 +225,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::commit`]; nothing acknowledged is at stake.
     pub fn seal(&mut self) -> Result<(), StoreError> {
-        if let Some(why) = &self.failed {
+        if let Some(why) = self.failed.get() {
             return Err(StoreError::Failed(why.clone()));
         }
         let seal = |log: &mut Log| {
@@ -234,7 +240,7 @@ impl Engine {
     pub fn begin_checkpoint(&mut self) -> Option<CheckpointJob> {
         let starved = std::mem::take(&mut self.starved) && self.log.segments.len() > 1;
         let due = starved || self.log_bytes >= self.config.checkpoint_bytes as u64;
-        if !due || self.checkpoint != Checkpoint::Idle || self.failed.is_some() {
+        if !due || self.checkpoint != Checkpoint::Idle || self.failed.get().is_some() {
             return None;
         }
         let disk = self.log.disk.clone();
@@ -250,7 +256,7 @@ impl Engine {
     /// [`Engine::end_archive`].
     pub fn begin_archive(&mut self) -> Option<ArchiveJob> {
         let Archiving::Idle(not_before) = self.archiving else { return None };
-        let archive = self.archive.clone().filter(|_| self.failed.is_none())?;
+        let archive = self.archive.clone().filter(|_| self.failed.get().is_none())?;
         let budget = self.config.history_bytes;
         let keyspace = read_lock(&self.keyspace);
         let (bytes, end) = (keyspace.history_bytes(), archive.end());
@@ -320,7 +326,6 @@ impl Engine {
     fn fail(&mut self, error: &io::Error) -> StoreError {
         tracing::error!(%error, "the disk failed: the store takes no more writes");
         let why: Arc<str> = error.to_string().into();
-        self.failed = Some(why.clone());
-        StoreError::Failed(why)
+        StoreError::Failed(self.failed.get_or_init(|| why).clone())
     }
 }

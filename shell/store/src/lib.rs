@@ -17,7 +17,7 @@
 //!   two read as one.
 //! * `engine` – the above as one deterministic machine; `store` – its thread and its handle;
 //!   `watch` – cursors; `backup` – states in etcd's format out, and into a new directory; `usage` –
-//!   what it weighs.
+//!   what it weighs; `measure` – what it did, and how long its disk took.
 //!
 //! * `external` – the other backend: an etcd, and a mirror of it behind the same handle.
 //!
@@ -33,6 +33,7 @@ mod engine;
 mod error;
 pub mod external;
 mod log;
+mod measure;
 mod memory;
 mod pace;
 mod past;
@@ -55,6 +56,7 @@ pub use engine::{Engine, Entry};
 pub use error::{BackupError, OpenError, PastError, RestoreError, StoreError, WatchError};
 pub use knarr_etcd_model as etcd;
 pub use knarr_mvcc as mvcc;
+pub use measure::{Counter, Histogram, Measures};
 pub use past::{Past, PastState};
 pub use store::Store;
 pub use usage::Weights;

@@ -15,9 +15,10 @@ use crate::backup::EtcdSnapshot;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Identity, StoreConfig};
 use crate::disk::Disk;
-use crate::engine::Engine;
+use crate::engine::{Engine, Failure};
 use crate::error::{OpenError, PastError, StoreError, WatchError};
 use crate::external::{External, ExternalConfig};
+use crate::measure::{MeasuredDisk, Measures};
 use crate::past::Past;
 use crate::spawn::{Spawn, Threads};
 use crate::usage::Usage;
@@ -40,6 +41,7 @@ struct Shared {
     clock: Arc<dyn Clock>,
     config: StoreConfig,
     identity: Identity,
+    measures: Arc<Measures>,
     backend: Backend,
 }
 
@@ -59,6 +61,7 @@ struct Log {
     /// The writer's; a closed store lets its files go.
     archive: Weak<Archive>,
     usage: Arc<Usage>,
+    failure: Failure,
     writer: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
@@ -83,6 +86,8 @@ impl Store {
         workers: Arc<dyn Spawn>,
         run: impl FnOnce(Writer) -> Option<thread::JoinHandle<()>>,
     ) -> Result<Self, OpenError> {
+        let measures = Arc::<Measures>::default();
+        let disk = Arc::new(MeasuredDisk { disk, measures: measures.clone() });
         let engine = Engine::open(disk, config.clone())?;
         let keyspace = engine.keyspace();
         write_lock(&keyspace).renew_all(clock.now());
@@ -90,6 +95,7 @@ impl Store {
         let (revision, index) = (engine.revision(), read_lock(&keyspace).index());
         tracing::info!(revision = revision.0, index, "the store is open");
         let (archive, usage) = (engine.archive(), Arc::<Usage>::default());
+        let failure = engine.failure();
         let now = clock.now();
         let compactor = Compactor::new(config.auto_compaction, now, revision);
         let (queue, inbox) = mpsc::channel();
@@ -116,8 +122,9 @@ impl Store {
         };
         let room = Arc::new(Semaphore::new(kib(config.queue_bytes) as usize));
         let writer = Mutex::new(run(writer));
-        let backend = Backend::Log(Log { room, queue, archive, usage, writer });
-        let shared = Shared { keyspace, durable, hub, term, clock, config, identity, backend };
+        let backend = Backend::Log(Log { room, queue, archive, usage, failure, writer });
+        let shared =
+            Shared { keyspace, durable, hub, term, clock, config, identity, measures, backend };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -134,8 +141,9 @@ impl Store {
         let (keyspace, durable, hub) = (mirror.keyspace, mirror.durable, mirror.hub);
         let identity = Identity { cluster: mirror.cluster, ..config.identity };
         let (term, clock) = (mirror.term, Arc::new(SystemClock::default()));
-        let backend = Backend::External(backend);
-        let shared = Shared { keyspace, durable, hub, term, clock, config, identity, backend };
+        let (backend, measures) = (Backend::External(backend), Arc::default());
+        let shared =
+            Shared { keyspace, durable, hub, term, clock, config, identity, measures, backend };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -209,13 +217,15 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when an etcd does not answer.
     pub async fn lease_keep_alive(&self, id: LeaseId) -> Result<Option<i64>, StoreError> {
-        match &self.shared.backend {
+        let renewed = match &self.shared.backend {
             Backend::Log(_) => {
                 let now = self.shared.clock.now();
-                Ok(write_lock(&self.shared.keyspace).keep_alive(id, now))
+                write_lock(&self.shared.keyspace).keep_alive(id, now)
             }
-            Backend::External(external) => external.lease_keep_alive(id).await,
-        }
+            Backend::External(external) => external.lease_keep_alive(id).await?,
+        };
+        self.shared.measures.renewed.add(u64::from(renewed.is_some()));
+        Ok(renewed)
     }
 
     /// How long a lease lives on, in milliseconds, and what it was granted, in seconds.
@@ -306,6 +316,7 @@ impl Store {
     /// # Errors
     /// [`PastError`]: the revision was compacted away, is no longer kept, or not there yet.
     pub async fn query(&self, query: Query) -> Result<RangeResult, PastError> {
+        self.shared.measures.ranges.add(1);
         let (held, compacted) =
             self.read(|keyspace, _| (keyspace.query(&query), keyspace.compacted()));
         match held {
@@ -362,6 +373,24 @@ impl Store {
         }
     }
 
+    /// What was counted since it was opened.
+    pub fn measures(&self) -> &Measures {
+        &self.shared.measures
+    }
+
+    /// Why nothing is written any more, if the disk failed.
+    pub fn failure(&self) -> Option<Arc<str>> {
+        match &self.shared.backend {
+            Backend::Log(log) => log.failure.get().cloned(),
+            Backend::External(_) => None,
+        }
+    }
+
+    /// How many watches there are.
+    pub fn watchers(&self) -> usize {
+        self.shared.hub.watchers()
+    }
+
     /// What may be taken, and what was refused.
     pub(crate) fn budget(&self) -> (usize, Option<&Usage>) {
         let usage = match &self.shared.backend {
@@ -394,10 +423,14 @@ impl Store {
     /// As [`Store::txn`].
     pub async fn command(&self, command: Command) -> Result<Answer, StoreError> {
         command.check().map_err(StoreError::Refused)?;
-        match &self.shared.backend {
+        let measures = &self.shared.measures;
+        let _under_way = measures.begin();
+        let result = match &self.shared.backend {
             Backend::Log(log) => log.submit(command, &self.shared.config).await,
             Backend::External(external) => external.submit(command).await,
-        }
+        };
+        measures.note(&result);
+        result
     }
 }
 

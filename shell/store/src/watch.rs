@@ -149,6 +149,10 @@ impl Hub {
         Revision(self.published.load(Ordering::Acquire))
     }
 
+    pub(crate) fn watchers(&self) -> usize {
+        lock(&self.watched).all().count()
+    }
+
     /// Ends all watches.
     pub(crate) fn close(&self) {
         let mut watched = lock(&self.watched);
