@@ -40,12 +40,16 @@ impl Face {
         if !auth.enabled() {
             return Err(AuthError::AuthNotEnabled);
         }
-        let user = auth.user(name).map_err(|_| AuthError::AuthFailed)?;
-        if user.options.is_some_and(|options| options.no_password) {
-            return Err(AuthError::AuthFailed);
-        }
-        let hash = String::from_utf8(user.password.to_vec()).map_err(|_| AuthError::AuthFailed)?;
-        let right = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash)).await;
+        let known = auth.user(name).ok();
+        let known = known.filter(|user| !user.options.is_some_and(|options| options.no_password));
+        let hash = known.and_then(|user| String::from_utf8(user.password.to_vec()).ok());
+        let cost = self.config.bcrypt_cost;
+        let judge = move || match hash {
+            Some(hash) => bcrypt::verify(password, &hash),
+            // Takes as long as a wrong password, so that nobody learns which names there are.
+            None => bcrypt::hash(password, cost).map(|_| false),
+        };
+        let right = tokio::task::spawn_blocking(judge).await;
         if !matches!(right, Ok(Ok(true))) {
             return Err(AuthError::AuthFailed);
         }
