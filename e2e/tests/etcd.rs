@@ -240,6 +240,8 @@ fn etcd_goes_on_from_what_knarr_etcd_saved() {
         assert_eq!(answer("get '' --prefix")["kvs"], kvs);
         assert_eq!(sums(), ours);
         drop(etcd);
+        let migrated = etcdctl(&format!("migrate --data-dir={}", dir.display()));
+        assert!(migrated.contains("finished transforming keys"), "{migrated}");
         // And knarr goes on from it as well.
         machine.knarr(&format!("store restore {file} --data-dir @again")).success();
         let knarr = machine.start(&line.replace("@data", "--data-dir @again"));

@@ -1,6 +1,7 @@
 //! The Cluster service. This store is a group of one: it can say so, and tell its own addresses.
 
 use knarr_etcdpb::etcdserverpb as pb;
+use knarr_mvcc::Revision;
 use pb::cluster_server::Cluster;
 use tonic::{Request, Response, Status};
 
@@ -71,7 +72,8 @@ impl Cluster for Face {
         &self,
         _: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
-        let (header, members) = (self.header_now(), self.members());
+        // Members have no revision; etcd says so by none.
+        let (header, members) = (Some(self.header(Revision(0))), self.members());
         Ok(Response::new(pb::MemberListResponse { header, members }))
     }
 

@@ -5,13 +5,15 @@
 //! * `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election` – a service each.
 //! * `gateway` – the same services as JSON over HTTP; `pages` – version and health,
 //!   `pages_port` – on a port of their own; `metrics`, with what `process` finds.
-//! * `serve` – connections; `http2` – the calls of one; `unary` – those that make the load, by a
-//!   shorter way; `tls` – certificates that follow their files; `tokens` – who logged in.
+//! * `serve` – connections; `http2` – the calls of one; `authority` – whom Go's clients think they
+//!   speak to; `unary` – those that make the load, by a shorter way; `tls` – certificates that
+//!   follow their files; `tokens` – who logged in.
 //!
 //! Invariants: no request reaches the store unjudged, and what was judged by users and roles as
 //! they were holds only if they still are so at its place in the log.
 
 mod auth;
+mod authority;
 mod cluster;
 mod election;
 mod face;

@@ -166,7 +166,8 @@ impl Face {
         Ok(pb::HashKvResponse {
             header: self.header_now(),
             hash,
-            compact_revision: signed(compacted.0),
+            // As etcd has it while nothing was compacted.
+            compact_revision: if compacted == Revision(0) { -1 } else { signed(compacted.0) },
             hash_revision: signed(at.0),
         })
     }

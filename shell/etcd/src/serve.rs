@@ -33,6 +33,7 @@ use tracing::{debug, warn};
 use v3electionpb::election_server::ElectionServer;
 use v3lockpb::lock_server::LockServer;
 
+use crate::authority::Mended;
 use crate::election::Elections;
 use crate::face::{Face, PeerName};
 use crate::gateway;
@@ -150,12 +151,12 @@ async fn connection<S>(
     };
     let is_http2 = begun == PREFACE;
     let (read, write) = tokio::io::split(stream);
-    let read = Cursor::new(begun).chain(read);
+    let begun = Cursor::new(begun);
     let drained = drained(&mut drain);
     let result = if is_http2 {
-        http2::serve(&services, read, write, peer, drained).await
+        http2::serve(&services, begun.chain(Mended::new(read)), write, peer, drained).await
     } else {
-        let stream = TokioIo::new(tokio::io::join(read, write));
+        let stream = TokioIo::new(tokio::io::join(begun.chain(read), write));
         http1(services, stream, peer, drained).await.map_err(Broken::from)
     };
     if let Err(error) = result {
