@@ -2,7 +2,9 @@
 //! beside the running server, after a restart, and without a server.
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
-use knarr_e2e::{Machine, Running, alone};
+use std::process::Command;
+
+use knarr_e2e::{Machine, Outcome, Running, alone};
 use rustix::process::Signal;
 
 const SERVER: &str = "kube-apiserver @data @kubeconfig --bind-address 127.0.0.1";
@@ -16,6 +18,18 @@ fn server(machine: &Machine) -> Running {
 /// kubectl, looking at a moment.
 fn kubectl_at(machine: &Machine, at: &str, args: &str) -> String {
     machine.kubectl(&format!("--server https://127.0.0.1:6443/at/{at} {args}"))
+}
+
+/// The code and the body of a request of the administrator's that names the moment in its head.
+fn asked_at(machine: &Machine, at: &str, path: &str, args: &[&str]) -> (String, String) {
+    let pki = |name: &str| machine.path("data/pki").join(name);
+    let mut curl = Command::new("curl");
+    curl.arg("--cacert").arg(pki("ca.crt")).arg("--cert").arg(pki("admin.crt"));
+    curl.arg("--key").arg(pki("admin.key")).args(["-s", "-w", "\n%{http_code}"]).args(args);
+    curl.args(["-H", &format!("Knarr-At: {at}"), &format!("https://127.0.0.1:6443{path}")]);
+    let out = Outcome::of(&mut curl).success();
+    let (body, code) = out.rsplit_once('\n').unwrap();
+    (code.to_owned(), body.to_owned())
 }
 
 /// The revision of a ConfigMap.
@@ -52,6 +66,15 @@ fn a_deleted_object_is_read_as_it_was() {
         assert_eq!(kubectl_at(machine, &second, data), "two");
         let raw = format!("get --raw /at/{first}/api/v1/namespaces/default/configmaps/m");
         assert!(machine.kubectl(&raw).contains("\"k\":\"one\""));
+        let path = "/api/v1/namespaces/default/configmaps/m";
+        let (code, then) = asked_at(machine, &first, path, &[]);
+        assert_eq!((&code[..], then.contains(r#""k":"one""#)), ("200", true), "{then}");
+        assert!(asked_at(machine, &second, path, &[]).1.contains(r#""k":"two""#));
+        assert_eq!(asked_at(machine, "-0s", path, &[]).0, "404");
+        let (code, why) = asked_at(machine, "some day", path, &[]);
+        assert_eq!(code, "400", "{why}");
+        let (code, why) = asked_at(machine, &first, path, &["-X", "DELETE"]);
+        assert_eq!((&code[..], why.contains("the past cannot be changed")), ("405", true), "{why}");
         // No time ago everything is as it is, and nothing can be changed there.
         let now = "--server https://127.0.0.1:6443/at/-0s get configmap m";
         assert!(machine.try_kubectl(now).failure().contains("NotFound"));
