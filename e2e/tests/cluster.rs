@@ -218,3 +218,23 @@ fn images_come_are_listed_and_go() {
         assert!(text.contains("nginx:1"), "{text}");
     });
 }
+
+/// kubectl checks a list itself, by the older OpenAPI document: the server has no such kind.
+#[test]
+fn a_list_of_objects_is_checked_and_created() {
+    alone(|machine| {
+        let server = machine.start("kube-apiserver @data @kubeconfig --bind-address 127.0.0.1");
+        server.line("Ready", |line| line.starts_with("Ready"));
+        let list = include_str!("manifests/list.yaml");
+        let created = machine.kubectl_with("create -f -", list);
+        assert_eq!(created, "configmap/c created\ndeployment.apps/d created\n");
+        let applied = machine.kubectl_with("apply -f -", list);
+        assert!(applied.contains("deployment.apps/d "), "{applied}");
+        std::fs::write(machine.path("bad.yaml"), list.replace("data:", "date:")).unwrap();
+        let bad = machine.path("bad.yaml").display().to_string();
+        let refused = machine.try_kubectl(&format!("create -f {bad}")).failure();
+        assert!(refused.contains("unknown field \"date\""), "{refused}");
+        let paths = machine.kubectl("get --raw /openapi/v2");
+        assert!(paths.starts_with("{"), "{}", &paths[..20]);
+    });
+}

@@ -16,6 +16,9 @@ use crate::views::Views;
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
+/// The page that has the older OpenAPI document as protobuf; the document is the same.
+pub const OPENAPI_V2_PROTOBUF: &str = "/openapi/v2.pb";
+
 /// Serves the paths that are not about resources.
 pub(crate) fn serve(
     world: &World<'_>,
@@ -55,6 +58,13 @@ pub(crate) fn serve(
         ["apis", group, version] => {
             resource_list(catalog, group, version).map(|tree| Response::json(200, &tree))
         }
+        ["openapi", "v2"] => {
+            let mut page = own_page(info);
+            if request.accept.contains("openapi.spec.v2@v1.0+protobuf") {
+                page.body = crate::response::Body::Own(OPENAPI_V2_PROTOBUF.to_owned());
+            }
+            Ok(page)
+        }
         ["openapi", "v3"] => json(openapi_index(world)),
         ["openapi", "v3", "api", version] => openapi(catalog, info, "", version),
         ["openapi", "v3", "apis", group, version] => openapi(catalog, info, group, version),
@@ -63,7 +73,7 @@ pub(crate) fn serve(
         | [".well-known", "openid-configuration"]
         | ["openid", "v1", "jwks"] => Ok(own_page(info)),
         [] => json(json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics",
-            "/openapi/v3", "/readyz", "/version"]})),
+            "/openapi/v2", "/openapi/v3", "/readyz", "/version"]})),
         _ => Err(Status::no_such_path()),
     }
 }
@@ -232,18 +242,33 @@ fn openapi(
     }
 }
 
-/// The OpenAPI document of the path `/openapi/v3/{api/v1|apis/GROUP/VERSION}`; `None` where there
-/// is none. It has no descriptions: see [`knarr_schema::describe`].
+/// The OpenAPI document of the path `/openapi/v3/{api/v1|apis/GROUP/VERSION}`, or for `/openapi/v2`
+/// the components of all of them; `None` where there is none. It has no descriptions: see
+/// [`knarr_schema::describe`].
 pub fn openapi_document(views: &Views, path: &str) -> Option<Value> {
-    let (root, group_version) =
-        path.trim_matches('/').strip_prefix("openapi/v3/")?.split_once('/')?;
-    let (group, version) = match root {
-        "api" => ("", group_version),
-        _ => group_version.split_once('/')?,
+    let document = |group: &str, version: &str| {
+        let kinds = served(&views.catalog, group, version);
+        let kinds: Vec<ApiKind> = kinds.into_iter().map(api_kind).collect();
+        (!kinds.is_empty()).then(|| views.schema.openapi_v3(group, version, &kinds))
     };
-    let kinds = served(&views.catalog, group, version);
-    let kinds: Vec<ApiKind> = kinds.into_iter().map(api_kind).collect();
-    (!kinds.is_empty()).then(|| views.schema.openapi_v3(group, version, &kinds))
+    let path = path.trim_matches('/');
+    if path.starts_with("openapi/v2") {
+        let groups = views.catalog.groups();
+        let each = groups.iter().flat_map(|(group, versions)| {
+            versions.iter().filter_map(|version| document(group, version))
+        });
+        let components = each.filter_map(|mut each| match each["components"]["schemas"].take() {
+            Value::Object(schemas) => Some(schemas),
+            _ => None,
+        });
+        let all: serde_json::Map<String, Value> = components.flatten().collect();
+        return Some(json!({"components": {"schemas": all}}));
+    }
+    let (root, group_version) = path.strip_prefix("openapi/v3/")?.split_once('/')?;
+    match root {
+        "api" => document("", group_version),
+        _ => group_version.split_once('/').and_then(|(group, version)| document(group, version)),
+    }
 }
 
 fn api_kind(kind: &Kind) -> ApiKind {

@@ -41,7 +41,7 @@ mod write;
 
 pub use auth::{Claims, Credential};
 pub use call::{Answer, Ask, Call, Config, Step, World};
-pub use discovery::openapi_document;
+pub use discovery::{OPENAPI_V2_PROTOBUF, openapi_document};
 pub use object::{Snapshot, pieces};
 pub use past::{Moment, PastRange, PastRefusal};
 pub use request::{Method, Request, RequestInfo, User};

@@ -28,7 +28,7 @@ mod time;
 
 pub use decode::{DecodeError, Decoded, FieldIssue, strict_error};
 pub use encode::{encode, resource_version_offset, resource_version_text, with_resource_version};
-pub use openapi::{ApiKind, ApiSubresource, Scope, describe};
+pub use openapi::{ApiKind, ApiSubresource, Scope, describe, openapi_v2};
 pub use patch::{MAX_COPY_BYTES, MAX_DEPTH, MAX_OPERATIONS, PatchError, json_patch, merge_patch};
-pub use protobuf::{Envelope, ProtobufError};
+pub use protobuf::{Envelope, ProtobufError, openapi_v2_protobuf};
 pub use table::{Extra, Field, JsonKind, ListKind, Presence, Schema, Shape, TypeDef, TypeId};

@@ -12,7 +12,10 @@ use serde_json::{Map, Value, json};
 
 use crate::table::{Field, JsonKind, ListKind, Schema, Shape, TypeId};
 
+mod older;
 mod paths;
+
+pub use older::openapi_v2;
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 /// The kind whose first fields are described as those of any other.

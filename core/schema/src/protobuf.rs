@@ -3,6 +3,7 @@
 //! client-go writes built-in kinds this way unless told otherwise. The numbers come from the data
 //! table and the presence rules are those of Go's generated code: what is no pointer is always
 //! written, so a zero read is as good as nothing read.
+mod openapi;
 mod read;
 mod wire;
 mod write;
@@ -15,6 +16,7 @@ use core::fmt;
 use serde_json::Value;
 
 use crate::table::{Schema, TypeId};
+pub use openapi::openapi_v2_protobuf;
 use wire::{Reader, put_bytes, put_message};
 
 const MAGIC: &[u8] = b"k8s\0";

@@ -4,7 +4,7 @@
 //! A document in JSON is up to two megabytes; compressed, a dozen take less than one of them.
 
 use std::collections::VecDeque;
-use std::io::{BufWriter, Read};
+use std::io::{BufWriter, Read, Write as _};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 
@@ -14,7 +14,8 @@ use flate2::read::DeflateDecoder;
 use flate2::write::DeflateEncoder;
 use knarr_api::Catalog;
 use knarr_descriptions::Descriptions;
-use knarr_registry::{Views, openapi_document};
+use knarr_registry::{OPENAPI_V2_PROTOBUF, Views, openapi_document};
+use knarr_schema::{openapi_v2, openapi_v2_protobuf};
 
 /// How many are kept; the one that was not asked for longest goes first.
 const KEPT: usize = 12;
@@ -31,7 +32,7 @@ struct Made {
 }
 
 impl Documents {
-    /// The document of a path such as `openapi/v3/apis/apps/v1`, as JSON. Others wait while one is
+    /// The document of a path such as `openapi/v3/apis/apps/v1`. Others wait while one is
     /// made, so that descriptions are unpacked once and not once per request.
     pub(crate) fn get(&self, views: &Views, path: &str) -> Option<Bytes> {
         let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,8 +67,14 @@ fn make(views: &Views, path: &str) -> Option<Vec<u8>> {
     let descriptions = Descriptions::unpack();
     knarr_schema::describe(&mut document, |name, field| descriptions.get(name, field));
     drop(descriptions);
+    if path.starts_with("openapi/v2") {
+        document = openapi_v2(&document);
+    }
     let mut out = BufWriter::new(DeflateEncoder::new(Vec::new(), Compression::default()));
-    serde_json::to_writer(&mut out, &document).expect("a tree has a JSON form");
+    match path == OPENAPI_V2_PROTOBUF.trim_matches('/') {
+        true => out.write_all(&openapi_v2_protobuf(&document)).expect("writing to memory"),
+        false => serde_json::to_writer(&mut out, &document).expect("a tree has a JSON form"),
+    }
     let encoder = out.into_inner().expect("writing to memory");
     Some(encoder.finish().expect("writing to memory"))
 }
@@ -108,6 +115,25 @@ mod tests {
         assert_eq!(spec["allOf"][0]["$ref"], target);
         let list = properties(&apps, "io.k8s.api.apps.v1.DeploymentList");
         assert!(list["kind"]["description"].is_string());
+    }
+
+    #[test]
+    fn the_older_document_has_all_groups_and_refers_to_nothing_it_lacks() {
+        let all = document("openapi/v2");
+        let definitions = all["definitions"].as_object().expect("definitions");
+        let text = Value::Object(definitions.clone()).to_string();
+        for part in text.split("\"$ref\":\"").skip(1) {
+            let name = part.split('"').next().and_then(|name| name.strip_prefix("#/definitions/"));
+            assert!(definitions.contains_key(name.expect("a reference")), "{name:?}");
+        }
+        assert!(!text.contains("\"oneOf\":[") && !text.contains("\"allOf\":["));
+        let of = |name: &str| definitions.get(name).expect("it is there");
+        let spec = &of("io.k8s.api.apps.v1.Deployment")["properties"]["spec"];
+        assert_eq!(spec["$ref"], "#/definitions/io.k8s.api.apps.v1.DeploymentSpec");
+        assert!(spec["description"].is_string());
+        let port = of("io.k8s.apimachinery.pkg.util.intstr.IntOrString");
+        assert_eq!((&port["type"], &port["format"]), (&"string".into(), &"int-or-string".into()));
+        assert!(definitions.contains_key("io.k8s.api.core.v1.ConfigMap"));
     }
 
     #[test]

@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use knarr_api::{Reason, Status};
 use knarr_pki::{Authority, PkiError, Signed};
 use knarr_registry::{
-    Answer, Ask, Body, Call, Config, Credential, Method, Request, Response, Snapshot, Step, User,
-    Views, WatchSpec, World, bootstrap,
+    Answer, Ask, Body, Call, Config, Credential, Method, OPENAPI_V2_PROTOBUF, Request, Response,
+    Snapshot, Step, User, Views, WatchSpec, World, bootstrap,
 };
 use knarr_schema::Schema;
 use knarr_store::{Store, StoreError};
@@ -303,10 +303,15 @@ impl Server {
                 response.content_type = "application/jwk-set+json";
             }
             path if path.starts_with("openapi/") => {
+                let is_protobuf = path == OPENAPI_V2_PROTOBUF.trim_matches('/');
                 response = match self.documents.get(&self.views(), path) {
                     Some(document) => Response::chunks(200, vec![document]),
                     None => Status::no_such_path().into(),
                 };
+                if is_protobuf {
+                    response.content_type =
+                        "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+                }
             }
             path if path.starts_with("readyz") && !self.is_ready() => {
                 response = Response::text(500, "[-]poststarthook/bootstrap failed: not finished\n");
