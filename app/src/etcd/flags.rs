@@ -156,6 +156,7 @@ pub(crate) struct EtcdLogFlags {
     debug: bool,
     /// Where to log to: stderr, stdout, files.
     #[arg(long, value_name = "OUTPUT", value_delimiter = ',', default_value = "default")]
+    #[arg(alias = "log-output")]
     log_outputs: Vec<String>,
 }
 

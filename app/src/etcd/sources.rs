@@ -79,8 +79,7 @@ impl Known {
     fn new() -> Self {
         let command = EtcdFlags::augment_args(clap::Command::new(ETCD));
         let switch = Arg::new("log-format").long("log-format");
-        let file = Arg::new("config-file").long("config-file");
-        let args = command.get_arguments().chain([&switch, &file]);
+        let args = command.get_arguments().chain([&switch]);
         let names = args.flat_map(|arg| {
             let name = arg.get_long().unwrap_or_default();
             let takes = arg.get_num_args().is_none_or(|range| range.min_values() > 0)
@@ -123,7 +122,8 @@ impl Known {
         let flags = given.clone();
         for (flag, value) in env {
             let variable = || format!("ETCD_{}", flag.to_uppercase().replace('-', "_"));
-            match self.0.get(&flag) {
+            // Images have the version they were made of in ETCD_VERSION.
+            match self.0.get(&flag).filter(|(name, _)| name != "version") {
                 None => notes.push(format!("{} is no variable of etcd's", variable())),
                 Some((name, _)) if flags.contains_key(name) => {
                     return Err(Fatal(format!(
@@ -225,10 +225,12 @@ mod tests {
 
     #[test]
     fn variables_stand_for_flags_and_never_beside_them() {
-        let env = [("ETCD_NAME", "b"), ("ETCD_NOTHING", "x"), ("HOME", "/"), ("ETCD_PROXY", "")];
+        let env = [("ETCD_NAME", "b"), ("ETCD_NOTHING", "x"), ("ETCD_PROXY", ""), ("HOME", "/")];
+        let env = [&env[..], &[("ETCD_VERSION", "3.5.9")]].concat();
         let read = read("knarr etcd", &env).expect("it is understood");
         assert_eq!(read.args.join(" "), "knarr etcd --name=b");
-        assert_eq!(read.notes, ["ETCD_NOTHING is no variable of etcd's"]);
+        let note = |name: &str| format!("{name} is no variable of etcd's");
+        assert_eq!(read.notes, [note("ETCD_NOTHING"), note("ETCD_VERSION")]);
         let both = super::tests::read("knarr etcd --name a", &env);
         assert!(both.expect_err("they contradict").contains("ETCD_NAME and --name"));
         assert_eq!(args("knarr server", &env), "knarr server");
@@ -242,7 +244,7 @@ mod tests {
                     allowed-hostname: h\npeer-transport-security:\n  cert-file: /p\n";
         fs::write(file.path(), text).expect("it can be written");
         let path = file.path().display().to_string();
-        let line = format!("knarr etcd --config-file {path} --name a");
+        let line = format!("knarr etcd --config-file {path} --name a --snapshot-count 1");
         let read = read(&line, &[("ETCD_NAME", "b")]).expect("it is understood");
         assert_eq!(
             read.args[2..].join(" "),

@@ -76,7 +76,11 @@ impl Metrics {
             for (code, count) in (0..CODES).zip(&calls.handled) {
                 let (code, count) = (Code::from_i32(code), read(count));
                 if code == Code::Ok || count > 0 {
-                    let code = format!("{code:?}").replace("Ok", "OK");
+                    let code = match code {
+                        Code::Ok => "OK".to_owned(),
+                        Code::Cancelled => "Canceled".to_owned(),
+                        other => format!("{other:?}"),
+                    };
                     let labels = format!("{},grpc_code=\"{code}\"", labels(path));
                     text.row("grpc_server_handled_total", &labels, count);
                 }
