@@ -234,13 +234,14 @@ fn metrics_have_the_names_kinds_and_labels_of_etcds() {
             etcdctl("get a").success();
             etcdctl("lease grant 100").success();
             assert!(!etcdctl("compact 99").status.success());
-            metrics(&page(&format!("{URL}/metrics")).1)
+            page(&format!("{URL}/metrics")).1
         };
         let etcd = Etcd::start(machine, 1, "http", "");
-        let theirs = use_it();
+        let their_text = use_it();
         drop(etcd);
         let _knarr = serve(machine, "@data");
-        let ours = use_it();
+        let text = use_it();
+        let (theirs, ours) = (metrics(&their_text), metrics(&text));
         for (name, metric) in &theirs {
             match said_to_be_missing(name) {
                 true => assert_eq!(ours.get(name), None, "{name} is there"),
@@ -250,23 +251,33 @@ fn metrics_have_the_names_kinds_and_labels_of_etcds() {
         for name in MIXIN {
             assert!(ours.contains_key(*name) != said_to_be_missing(name), "{name}");
         }
-        let text = page(&format!("{URL}/metrics")).1;
-        let value = |row: &str| {
+        let value_in = |text: &str, row: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(row)).expect(row);
             line.trim().parse::<f64>().unwrap()
         };
+        let value = |row: &str| value_in(&text, row);
+        for row in ["etcd_network_client_grpc_received_bytes_total ", "etcd_mvcc_put_total "] {
+            assert_eq!(value(row), value_in(&their_text, row), "{row}");
+        }
         for (row, least, most) in [
             ("etcd_mvcc_put_total ", 1.0, 1.0),
             ("etcd_debugging_lease_granted_total ", 1.0, 1.0),
             ("etcd_disk_wal_fsync_duration_seconds_count ", 2.0, 9.0),
             ("etcd_disk_wal_fsync_duration_seconds_bucket{le=\"+Inf\"} ", 2.0, 9.0),
             ("etcd_disk_wal_fsync_duration_seconds_sum ", 1e-9, 60.0),
+            ("etcd_network_client_grpc_sent_bytes_total ", 100.0, 1000.0),
             ("process_open_fds ", 5.0, 1000.0),
             ("process_start_time_seconds ", 1.7e9, 1e11),
             ("process_cpu_seconds_total ", 0.0, 60.0),
         ] {
             let value = value(row);
             assert!((least..=most).contains(&value), "{row}{value}");
+        }
+        for method in ["KV\",grpc_method=\"Put", "Lease\",grpc_method=\"LeaseGrant"] {
+            let labels = format!("grpc_service=\"etcdserverpb.{method}\",grpc_type=\"unary\"");
+            for way in ["received", "sent"] {
+                assert_eq!(value(&format!("grpc_server_msg_{way}_total{{{labels}}} ")), 1.0);
+            }
         }
     });
 }

@@ -22,6 +22,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use crate::face::PeerName;
+use crate::metrics::{Calls, Meter};
 use crate::serve::{Broken, Services};
 use crate::unary::{self, Quick};
 
@@ -161,22 +162,34 @@ async fn call(
             Err(status) => respond.send_response(status.into_http(), true).map(drop),
         };
     }
-    let mut answer = pin!(services.answer(request.map(|body| Body::new(Received(body)))));
+    let calls = services.face.metrics.calls(request.uri().path()).cloned();
+    let counted = calls.clone().map(|calls| (calls, Meter::default()));
+    let mut answer = pin!(services.answer(request.map(|body| Body::new(Received(body, counted)))));
     let answer = poll_fn(|cx| unless_left(answer.as_mut().poll(cx), || respond.poll_reset(cx)));
     let (head, body) = answer.await?.into_parts();
     let ends = body.is_end_stream();
     let out = respond.send_response(Response::from_parts(head, ()), ends)?;
-    if ends { Ok(()) } else { send(body, out).await }
+    if ends { Ok(()) } else { send(body, out, calls).await }
 }
 
 /// Sends a body, each piece when there is room for the one before.
-async fn send(mut body: Body, mut out: SendStream<Bytes>) -> Result<(), h2::Error> {
+async fn send(
+    mut body: Body,
+    mut out: SendStream<Bytes>,
+    calls: Option<Arc<Calls>>,
+) -> Result<(), h2::Error> {
+    let mut meter = Meter::default();
     loop {
         let frame =
             poll_fn(|cx| unless_left(poll_next(&mut body, &mut out, cx), || out.poll_reset(cx)));
         match frame.await??.map(Frame::into_data) {
             None => return out.send_data(Bytes::new(), true),
-            Some(Ok(data)) => out.send_data(data, body.is_end_stream())?,
+            Some(Ok(data)) => {
+                if let Some(calls) = &calls {
+                    meter.take(&data, |length| calls.sent(length));
+                }
+                out.send_data(data, body.is_end_stream())?;
+            }
             Some(Err(frame)) => {
                 return out.send_trailers(frame.into_trailers().unwrap_or_default());
             }
@@ -217,8 +230,8 @@ fn unless_left<T>(
     }
 }
 
-/// The body of a request, as it comes.
-struct Received(RecvStream);
+/// The body of a request, as it comes; its messages are counted where it is a call's.
+struct Received(RecvStream, Option<(Arc<Calls>, Meter)>);
 
 impl http_body::Body for Received {
     type Data = Bytes;
@@ -232,6 +245,9 @@ impl http_body::Body for Received {
         if let Some(data) = ready!(self.0.poll_data(cx)) {
             let data = data.and_then(|data| {
                 self.0.flow_control().release_capacity(data.len())?;
+                if let Some((calls, meter)) = &mut self.1 {
+                    meter.take(&data, |length| calls.received(length));
+                }
                 Ok(Frame::data(data))
             });
             return Poll::Ready(Some(data.map_err(broken)));

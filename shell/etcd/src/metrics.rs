@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use knarr_store::Histogram;
@@ -11,6 +12,7 @@ use crate::face::Face;
 use crate::gateway::methods;
 use crate::pages::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
 use crate::process;
+use crate::unary::PREFIX;
 
 /// Codes of gRPC: 0 to 16.
 const CODES: i32 = 17;
@@ -41,7 +43,7 @@ const CONSTANTS: &[(&str, &str, &str, u64)] = &[
 #[derive(Debug)]
 pub(crate) struct Metrics {
     /// By the path of a method.
-    calls: BTreeMap<String, Calls>,
+    calls: BTreeMap<String, Arc<Calls>>,
     /// Questions for health that were answered well, and not.
     pub(crate) healthy: [AtomicU64; 2],
 }
@@ -51,18 +53,48 @@ pub(crate) struct Metrics {
 pub(crate) struct Calls {
     started: AtomicU64,
     handled: [AtomicU64; CODES as usize],
+    /// Messages that came, and their bytes.
+    received: [AtomicU64; 2],
+    /// Messages that went, and their bytes.
+    sent: [AtomicU64; 2],
+}
+
+/// Finds the messages in a stream of bytes: each has its length before it.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    prefix: Vec<u8>,
+    /// What is to come of the message.
+    left: usize,
+}
+
+impl Meter {
+    /// Takes up more of the stream; tells the length of each message that begins there.
+    pub(crate) fn take(&mut self, mut data: &[u8], mut tell: impl FnMut(usize)) {
+        while !data.is_empty() {
+            let part = self.left.min(data.len());
+            (self.left, data) = (self.left - part, &data[part..]);
+            let part = (PREFIX - self.prefix.len()).min(data.len());
+            self.prefix.extend_from_slice(&data[..part]);
+            data = &data[part..];
+            if let [_, a, b, c, d] = self.prefix[..] {
+                self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+                tell(self.left);
+                self.prefix.clear();
+            }
+        }
+    }
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        let calls = methods().map(|path| (path, Calls::default())).collect();
+        let calls = methods().map(|path| (path, Arc::default())).collect();
         Self { calls, healthy: Default::default() }
     }
 }
 
 impl Metrics {
     /// The counters of a method; there are none for what does not exist.
-    pub(crate) fn calls(&self, path: &str) -> Option<&Calls> {
+    pub(crate) fn calls(&self, path: &str) -> Option<&Arc<Calls>> {
         self.calls.get(path)
     }
 
@@ -70,6 +102,22 @@ impl Metrics {
         text.family("grpc_server_started_total", "counter", "Calls begun.");
         for (path, calls) in &self.calls {
             text.row("grpc_server_started_total", &labels(path), read(&calls.started));
+        }
+        for (name, help, of) in [
+            ("grpc_server_msg_received_total", "Messages that came.", Calls::came as Way),
+            ("grpc_server_msg_sent_total", "Messages that went.", Calls::went as Way),
+        ] {
+            text.family(name, "counter", help);
+            for (path, calls) in &self.calls {
+                text.row(name, &labels(path), read(&of(calls)[0]));
+            }
+        }
+        for (name, help, of) in [
+            ("etcd_network_client_grpc_received_bytes_total", "What came.", Calls::came as Way),
+            ("etcd_network_client_grpc_sent_bytes_total", "What went.", Calls::went as Way),
+        ] {
+            let sum: u64 = self.calls.values().map(|calls| read(&of(calls)[1])).sum();
+            text.one(name, "counter", help, sum);
         }
         text.family("grpc_server_handled_total", "counter", "Calls ended, by code.");
         for (path, calls) in &self.calls {
@@ -99,7 +147,33 @@ fn read(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
+/// One of the two ways that messages go.
+type Way = fn(&Calls) -> &[AtomicU64; 2];
+
+fn add([messages, sum]: &[AtomicU64; 2], bytes: usize) {
+    messages.fetch_add(1, Ordering::Relaxed);
+    sum.fetch_add(bytes as u64, Ordering::Relaxed);
+}
+
 impl Calls {
+    fn came(&self) -> &[AtomicU64; 2] {
+        &self.received
+    }
+
+    fn went(&self) -> &[AtomicU64; 2] {
+        &self.sent
+    }
+
+    /// A message of so many bytes came.
+    pub(crate) fn received(&self, bytes: usize) {
+        add(&self.received, bytes);
+    }
+
+    /// A message of so many bytes goes.
+    pub(crate) fn sent(&self, bytes: usize) {
+        add(&self.sent, bytes);
+    }
+
     pub(crate) fn begun(&self) {
         self.started.fetch_add(1, Ordering::Relaxed);
     }
@@ -230,5 +304,22 @@ impl Face {
             ("etcd_server_proposals_pending", "gauge", "Unanswered writes.", did.pending()),
             ("etcd_server_quota_backend_bytes", "gauge", "What may be held.", quota),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_found_however_their_bytes_come() {
+        let message =
+            |length: u8| [&[0, 0, 0, 0, length][..], &vec![7; usize::from(length)]].concat();
+        let stream = [message(3), message(0), message(200)].concat();
+        for size in [1, 4, 6, 1000] {
+            let (mut meter, mut told) = (Meter::default(), Vec::new());
+            stream.chunks(size).for_each(|chunk| meter.take(chunk, |length| told.push(length)));
+            assert_eq!(told, [3, 0, 200], "in pieces of {size}");
+        }
     }
 }

@@ -42,7 +42,7 @@ use crate::lease::Leases;
 use crate::lock::Locks;
 use crate::maintenance::Keeper;
 use crate::tls::TlsKeeper;
-use crate::unary::Quick;
+use crate::unary::{PREFIX, Quick};
 use crate::watch::Watches;
 
 /// A client that does not finish the handshake or its headers in this time is let go.
@@ -257,6 +257,7 @@ impl Services {
         let answer = method.answer(&self.face, request, limit).await;
         if let Some(calls) = calls {
             calls.ended(answer.as_ref().map_or_else(Status::code, |_| Code::Ok));
+            answer.iter().for_each(|message| calls.sent(message.len() - PREFIX));
         }
         answer
     }

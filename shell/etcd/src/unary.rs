@@ -16,7 +16,7 @@ use tonic::metadata::MetadataMap;
 use crate::face::Face;
 
 /// What stands before a message: whether it is compressed, and its length.
-const PREFIX: usize = 5;
+pub(crate) const PREFIX: usize = 5;
 
 /// A method of the KV service.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +50,9 @@ impl Quick {
     ) -> Result<Bytes, Status> {
         let (head, mut body) = request.into_parts();
         let message = whole(&mut body, limit).await?;
+        if let Some(calls) = face.metrics.calls(head.uri.path()) {
+            calls.received(message.len());
+        }
         let metadata = MetadataMap::from_headers(head.headers);
         let request = tonic::Request::from_parts(metadata, head.extensions, message);
         match self {
