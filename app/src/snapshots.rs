@@ -88,7 +88,7 @@ fn import(flags: &ImportFlags) -> Result<(), Fatal> {
     let mut takeover = Takeover::new(Schema::builtin(), &flags.prefix);
     let mut progress = Progress::new();
     for (done, kv) in everything(&state).enumerate() {
-        takeover.take(kv);
+        takeover.take(&kv);
         progress.tell(|| format!("{done} keys read"));
     }
     tell(takeover.report());

@@ -4,12 +4,8 @@
 //! taking an object down begins with changing it (a deletion with grace, a finalizer that goes),
 //! and a full store has to be able to empty itself. What only deletes or compacts always passes.
 
-use alloc::vec::Vec;
-
-use bytes::Bytes;
-
 use crate::command::Command;
-use crate::keyspace::{FRAME, Keyspace, weight};
+use crate::keyspace::{Keyspace, weight, weight_of};
 use crate::model::{Op, Txn};
 
 /// The share of the budget on top of it, for changes of what is there.
@@ -38,7 +34,7 @@ impl Keyspace {
             *pending += most;
             return true;
         }
-        let grows = |key: &Bytes, len| self.grows(key, len);
+        let grows = |key: &[u8], len| self.grows(key, len);
         let Some(growth) = growth(command, &grows) else { return true };
         let limit = if growth.fresh { budget } else { budget.saturating_add(budget / RESERVE) };
         let fits = taken.saturating_add(growth.bytes) <= limit;
@@ -48,43 +44,36 @@ impl Keyspace {
         fits
     }
 
-    fn grows(&self, key: &Bytes, len: usize) -> Option<Growth> {
+    fn grows(&self, key: &[u8], len: usize) -> Option<Growth> {
         let now = self.live_key(key).map_or(0, weight);
-        let bytes = FRAME + key.len() + len;
+        let bytes = weight_of(key.len(), len);
         (bytes > now).then(|| Growth { bytes: bytes - now, fresh: now == 0 })
     }
 }
 
 /// What a put adds where its key is not there.
-fn fresh(key: &Bytes, len: usize) -> Option<Growth> {
-    Some(Growth { bytes: FRAME + key.len() + len, fresh: true })
+fn fresh(key: &[u8], len: usize) -> Option<Growth> {
+    Some(Growth { bytes: weight_of(key.len(), len), fresh: true })
 }
 
 /// What a command adds if each of its puts does what `grows` says; `None` when that is nothing.
-fn growth(command: &Command, grows: &impl Fn(&Bytes, usize) -> Option<Growth>) -> Option<Growth> {
+fn growth(command: &Command, grows: &impl Fn(&[u8], usize) -> Option<Growth>) -> Option<Growth> {
     match command {
-        Command::Txn(txn) => {
-            let mut puts = Vec::new();
-            collect(txn, &mut puts);
-            puts.into_iter()
-                .filter_map(|(key, len)| grows(key, len))
-                .reduce(|a, b| Growth { bytes: a.bytes + b.bytes, fresh: a.fresh || b.fresh })
-        }
+        Command::Txn(txn) => growth_of(txn, grows),
         Command::Under { command, .. } => growth(command, grows),
-        Command::LeaseGrant { .. } => Some(Growth { bytes: FRAME, fresh: true }),
+        Command::LeaseGrant { .. } => Some(Growth { bytes: weight_of(0, 0), fresh: true }),
         _ => None,
     }
 }
 
-/// Every put of a transaction, whichever branches it will take.
-fn collect<'a>(txn: &'a Txn, puts: &mut Vec<(&'a Bytes, usize)>) {
-    for op in txn.success.iter().chain(&txn.failure) {
-        match op {
-            Op::Put { key, value, .. } | Op::Amend { key, value: Some(value), .. } => {
-                puts.push((key, value.len()));
-            }
-            Op::Txn(nested) => collect(nested, puts),
-            _ => {}
+/// What every put of a transaction adds, whichever branches it will take.
+fn growth_of(txn: &Txn, grows: &impl Fn(&[u8], usize) -> Option<Growth>) -> Option<Growth> {
+    let each = txn.success.iter().chain(&txn.failure).filter_map(|op| match op {
+        Op::Put { key, value, .. } | Op::Amend { key, value: Some(value), .. } => {
+            grows(key, value.len())
         }
-    }
+        Op::Txn(nested) => growth_of(nested, grows),
+        _ => None,
+    });
+    each.reduce(|a, b| Growth { bytes: a.bytes + b.bytes, fresh: a.fresh || b.fresh })
 }

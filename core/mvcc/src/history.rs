@@ -2,13 +2,12 @@
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use core::fmt;
-use core::mem::size_of;
+use core::{fmt, mem};
 
-use bytes::Bytes;
-
+use crate::keys::Key;
 use crate::keyspace::Keyspace;
 use crate::model::{Event, KeyRange, Revision};
+use crate::version::{Version, weight};
 
 /// How many events one call looks at before it hands the cursor back, matching or not: it bounds
 /// how long a reader of a quiet range holds the keyspace.
@@ -18,11 +17,26 @@ const SCAN_LIMIT: usize = 65_536;
 /// gone with the rest of it: nobody reads it any more).
 #[derive(Clone, Debug)]
 pub(crate) struct History {
-    events: VecDeque<Event>,
+    changes: VecDeque<Change>,
+    /// The number of the oldest of them; numbers begin with 1.
+    first: u64,
     floor: Revision,
     /// The floor may rise up to here.
     hold: Revision,
     bytes: usize,
+}
+
+/// A change. The changes of one key are linked, latest first: what a key was is found from what it
+/// is, and forgetting the oldest changes is all that forgetting takes.
+#[derive(Clone, Debug)]
+pub(crate) struct Change {
+    revision: Revision,
+    /// What came; maybe a deletion.
+    pub(crate) new: Version,
+    /// What there was before the revision.
+    old: Option<Version>,
+    /// The number of the change of this key before this one.
+    before: u64,
 }
 
 /// A piece of history. It never splits one revision.
@@ -88,12 +102,11 @@ impl Keyspace {
     pub fn touched(
         &self,
         after: Revision,
-    ) -> Result<impl Iterator<Item = (Revision, &Bytes)>, Compacted> {
+    ) -> Result<impl Iterator<Item = (Revision, &[u8])>, Compacted> {
         if after < self.history.floor {
             return Err(self.gone());
         }
-        let first = self.history.events.partition_point(|event| event.revision <= after);
-        Ok(self.history.events.range(first..).map(|event| (event.revision, &event.key)))
+        Ok(self.history.after(after).map(|change| (change.revision, change.new.key())))
     }
 
     fn gone(&self) -> Compacted {
@@ -113,8 +126,8 @@ impl Keyspace {
 
 impl Default for History {
     fn default() -> Self {
-        let (events, floor) = (VecDeque::new(), Revision(0));
-        Self { events, floor, hold: Revision(u64::MAX), bytes: 0 }
+        let (changes, first, floor) = (VecDeque::new(), 1, Revision(0));
+        Self { changes, first, floor, hold: Revision(u64::MAX), bytes: 0 }
     }
 }
 
@@ -129,26 +142,62 @@ impl History {
 
     /// Revision of the newest change held.
     pub(crate) fn newest(&self) -> Revision {
-        self.events.back().map_or(Revision(0), |event| event.revision)
+        self.changes.back().map_or(Revision(0), |change| change.revision)
     }
 
-    pub(crate) fn push(&mut self, event: Event) {
-        self.bytes += event.weight();
-        self.events.push_back(event);
+    /// The number of the oldest change held, or of the next.
+    pub(crate) fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// Adds what made `new` of `old`, whose own change has the number `before`; its number.
+    pub(crate) fn push(&mut self, new: Version, old: Option<Version>, before: u64) -> u64 {
+        let revision = new.revision();
+        // Watchers see a revision whole: what was before it, not what was within it.
+        let within = self.get(before).filter(|change| change.revision == revision);
+        let old = within.map_or(old, |change| change.old.clone());
+        let change = Change { revision, new, old, before };
+        self.bytes += change.weight();
+        self.changes.push_back(change);
+        self.first + self.changes.len() as u64 - 1
+    }
+
+    fn get(&self, number: u64) -> Option<&Change> {
+        self.changes.get(usize::try_from(number.checked_sub(self.first)?).ok()?)
+    }
+
+    /// What a key was at a revision that is held, unless it was not there.
+    pub(crate) fn at<'a>(&'a self, key: &'a Key, at: Revision) -> Option<&'a Version> {
+        let Some(mut change) = self.get(key.change) else { return key.live() };
+        while change.revision > at {
+            match self.get(change.before) {
+                Some(before) => change = before,
+                None => return change.old.as_ref(),
+            }
+        }
+        Some(&change.new).filter(|version| version.is_live())
     }
 
     /// Whether the oldest change is to go: it is at or below `wanted`, or there are more than
     /// `budget` bytes; and nobody holds it.
     pub(crate) fn due(&self, wanted: Revision, budget: usize) -> bool {
-        let wanted = |event: &Event| event.revision <= wanted || self.bytes > budget;
-        self.events.front().is_some_and(|event| wanted(event) && event.revision <= self.hold)
+        let Some(oldest) = self.changes.front() else { return false };
+        let wanted = oldest.revision <= wanted || self.bytes > budget;
+        wanted && oldest.revision <= self.hold
     }
 
-    pub(crate) fn pop(&mut self, wanted: Revision, budget: usize) -> Option<Event> {
-        let event = self.due(wanted, budget).then(|| self.events.pop_front())??;
-        self.bytes -= event.weight();
-        self.floor = event.revision;
-        Some(event)
+    pub(crate) fn pop(&mut self, wanted: Revision, budget: usize) -> Option<Change> {
+        let change = self.due(wanted, budget).then(|| self.changes.pop_front())??;
+        self.bytes -= change.weight();
+        self.floor = change.revision;
+        self.first += 1;
+        Some(change)
+    }
+
+    /// The changes above a revision.
+    fn after(&self, after: Revision) -> impl Iterator<Item = &Change> {
+        let first = self.changes.partition_point(|change| change.revision <= after);
+        self.changes.range(first..)
     }
 
     pub(crate) fn hold(&mut self, revision: Revision) {
@@ -164,32 +213,52 @@ impl History {
     ) -> EventBatch {
         let mut batch = EventBatch { events: Vec::new(), next: upto };
         let mut bytes = 0;
-        let first = self.events.partition_point(|event| event.revision <= after);
         let mut last = after;
-        for (scanned, event) in self.events.range(first..).enumerate() {
-            if event.revision > upto {
+        for (scanned, change) in self.after(after).enumerate() {
+            if change.revision > upto {
                 break;
             }
             let full = bytes >= budget || scanned >= SCAN_LIMIT;
-            if full && scanned > 0 && event.revision > last {
+            if full && scanned > 0 && change.revision > last {
                 batch.next = last;
                 break;
             }
-            last = event.revision;
-            if range.contains(&event.key) {
-                bytes += event.weight() + event.new.as_ref().map_or(0, |kv| kv.value.len());
-                batch.events.push(event.clone());
+            last = change.revision;
+            if range.contains(change.new.key()) {
+                bytes += mem::size_of::<Event>() + change.weight() + change.new.value().len();
+                batch.events.push(change.event());
             }
         }
         batch
     }
 }
 
+impl Change {
+    fn event(&self) -> Event {
+        let kv = self.new.kv();
+        let key = kv.key.clone();
+        let new = self.new.is_live().then_some(kv);
+        Event { revision: self.revision, key, new, old: self.old.as_ref().map(Version::kv) }
+    }
+
+    fn weight(&self) -> usize {
+        let old = self.old.as_ref().map(|old| old.value().len());
+        weight_of(self.new.key().len(), self.new.is_live(), old)
+    }
+}
+
 impl Event {
     /// What holding it costs beyond the newest versions, in bytes.
     pub fn weight(&self) -> usize {
-        size_of::<Self>() + self.key.len() + self.old.as_ref().map_or(0, |kv| kv.value.len())
+        let old = self.old.as_ref().map(|old| old.value.len());
+        weight_of(self.key.len(), self.new.is_some(), old)
     }
+}
+
+/// What a change costs that superseded a value of length `old`.
+fn weight_of(key: usize, live: bool, old: Option<usize>) -> usize {
+    let gone = if live { 0 } else { weight(key, 0) };
+    mem::size_of::<Change>() + gone + old.map_or(0, |value| weight(key, value))
 }
 
 impl fmt::Display for Compacted {

@@ -1,20 +1,18 @@
 //! The versions of every key, and reading them at a revision.
 
-use alloc::collections::btree_map::Entry;
-use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use core::fmt;
-use core::mem;
-use core::ops::Bound;
 
 use bytes::Bytes;
 
 use crate::command::{Answer, Command, MAX_LEASE_TTL_SECS, Outcome, Refusal};
 use crate::history::History;
+use crate::keys::{FRAME, Key, Keys, Place};
 use crate::lease::Leases;
-use crate::model::{Event, KeyRange, KeyValue, LeaseId, Query, RangeEnd, RangeResult, Revision};
+use crate::model::{KeyRange, KeyValue, LeaseId, Query, RangeEnd, RangeResult, Revision};
 use crate::settings::Settings;
 use crate::time::{Mark, Marks};
+use crate::version::{self, Version};
 
 /// The state one log leads to.
 ///
@@ -25,7 +23,7 @@ pub struct Keyspace {
     pub(crate) index: u64,
     pub(crate) revision: Revision,
     pub(crate) compacted: Revision,
-    pub(crate) keys: BTreeMap<Bytes, Chain>,
+    pub(crate) keys: Keys,
     pub(crate) history: History,
     pub(crate) leases: Leases,
     pub(crate) settings: Settings,
@@ -43,21 +41,6 @@ pub enum ReadError {
     FutureRevision(Revision),
 }
 
-/// One version of a key, or the mark that it was deleted.
-#[derive(Clone, Debug)]
-pub(crate) enum Version {
-    Live(KeyValue),
-    Gone(Revision),
-}
-
-/// All held versions of one key.
-#[derive(Clone, Debug)]
-pub(crate) struct Chain {
-    newest: Version,
-    /// Superseded versions, oldest first.
-    past: VecDeque<Version>,
-}
-
 impl Default for Keyspace {
     fn default() -> Self {
         Self::new()
@@ -71,7 +54,7 @@ impl Keyspace {
             index: 0,
             revision: Revision(1),
             compacted: Revision(0),
-            keys: BTreeMap::new(),
+            keys: Keys::default(),
             history: History::default(),
             leases: Leases::default(),
             settings: Settings::default(),
@@ -141,12 +124,13 @@ impl Keyspace {
     ///
     /// # Errors
     /// [`ReadError`] when `at` is not held.
-    pub fn get(&self, key: &[u8], at: Revision) -> Result<Option<&KeyValue>, ReadError> {
+    pub fn get(&self, key: &[u8], at: Revision) -> Result<Option<KeyValue>, ReadError> {
         let at = self.resolve(at)?;
-        Ok(self.keys.get(key).and_then(|chain| chain.at(at)))
+        Ok(self.keys.get(key).and_then(|key| self.history.at(key, at)).map(Version::kv))
     }
 
-    /// The key-values of a range at revision `at` (0: the newest), in key order, without copies.
+    /// The key-values of a range at revision `at` (0: the newest), in key order. They share what
+    /// the keyspace holds.
     ///
     /// # Errors
     /// [`ReadError`] when `at` is not held.
@@ -154,9 +138,9 @@ impl Keyspace {
         &self,
         range: &KeyRange,
         at: Revision,
-    ) -> Result<impl DoubleEndedIterator<Item = &KeyValue> + use<'_>, ReadError> {
+    ) -> Result<impl DoubleEndedIterator<Item = KeyValue> + use<'_>, ReadError> {
         let at = self.resolve(at)?;
-        Ok(self.versions_at(range, at))
+        Ok(self.versions_at(range, at).map(Version::kv))
     }
 
     /// Reads a range at revision `at` (0: the newest): at most `limit` key-values (0: all).
@@ -177,7 +161,8 @@ impl Keyspace {
     /// # Errors
     /// [`ReadError`] when its revision is not held.
     pub fn query(&self, query: &Query) -> Result<RangeResult, ReadError> {
-        Ok(query.answer(self.iter(&query.range, query.at)?))
+        let at = self.resolve(query.at)?;
+        Ok(query.answer_with(self.versions_at(&query.range, at), Version::kv))
     }
 
     /// How many keys a range holds at revision `at` (0: the newest).
@@ -185,7 +170,8 @@ impl Keyspace {
     /// # Errors
     /// [`ReadError`] when `at` is not held.
     pub fn count(&self, range: &KeyRange, at: Revision) -> Result<usize, ReadError> {
-        Ok(self.iter(range, at)?.count())
+        let at = self.resolve(at)?;
+        Ok(self.versions_at(range, at).count())
     }
 
     pub(crate) fn resolve(&self, at: Revision) -> Result<Revision, ReadError> {
@@ -206,102 +192,97 @@ impl Keyspace {
         at: Revision,
         limit: usize,
     ) -> (Vec<KeyValue>, Option<Bytes>) {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let from = after.map_or(Place::FIRST, |key| self.keys.after(key));
         let mut last = None;
-        let found = self.keys.range::<Bytes, _>((from, Bound::Unbounded)).take(limit);
-        let found = found.inspect(|(key, _)| last = Some(*key)).filter_map(|(_, c)| c.at(at));
-        let found = found.cloned().collect();
-        (found, last.cloned())
+        let found = self.keys.between(from, self.keys.end()).take(limit);
+        let found = found.inspect(|key| last = Some(*key));
+        let found = found.filter_map(|key| self.history.at(key, at)).map(Version::kv).collect();
+        (found, last.map(|key| Bytes::copy_from_slice(key.newest.key())))
     }
 
     /// The key-values of a range at a revision that is not below the [`Keyspace::floor`], whatever
     /// was compacted.
     pub fn held_at(&self, range: &KeyRange, at: Revision) -> Vec<KeyValue> {
-        self.versions_at(range, at).cloned().collect()
+        self.versions_at(range, at).map(Version::kv).collect()
     }
 
-    /// The chains of a range; an upside-down range is empty.
-    fn chains(
-        &self,
-        range: &KeyRange,
-    ) -> impl DoubleEndedIterator<Item = (&Bytes, &Chain)> + use<'_> {
+    /// The keys of a range; an upside-down range is empty.
+    fn keys_of(&self, range: &KeyRange) -> impl DoubleEndedIterator<Item = &Key> + use<'_> {
         let start: &[u8] = &range.start;
-        let bounds: (Bound<&[u8]>, Bound<&[u8]>) = match &range.end {
-            RangeEnd::Single => (Bound::Included(start), Bound::Included(start)),
-            RangeEnd::Before(end) if start < &end[..] => {
-                (Bound::Included(start), Bound::Excluded(end))
+        let (from, to) = match (&range.end, self.keys.find(start)) {
+            (RangeEnd::Single, Ok(place)) => (place, place.next()),
+            (RangeEnd::Before(end), Ok(from) | Err(from)) if start < &end[..] => {
+                (from, self.keys.from(end))
             }
-            RangeEnd::Before(_) => (Bound::Included(start), Bound::Excluded(start)),
-            RangeEnd::Unbounded => (Bound::Included(start), Bound::Unbounded),
+            (RangeEnd::Unbounded, Ok(from) | Err(from)) => (from, self.keys.end()),
+            (_, Ok(place) | Err(place)) => (place, place),
         };
-        self.keys.range::<[u8], _>(bounds)
+        self.keys.between(from, to)
     }
 
-    /// The key-values of a range at a revision the caller knows to be held.
+    /// The versions of a range at a revision the caller knows to be held.
     pub(crate) fn versions_at(
         &self,
         range: &KeyRange,
         at: Revision,
-    ) -> impl DoubleEndedIterator<Item = &KeyValue> + use<'_> {
-        self.chains(range).filter_map(move |(_, chain)| chain.at(at))
+    ) -> impl DoubleEndedIterator<Item = &Version> + use<'_> {
+        self.keys_of(range).filter_map(move |key| self.history.at(key, at))
     }
 
-    /// The newest key-values of a range, writes of the running command included.
-    pub(crate) fn live(&self, range: &KeyRange) -> impl Iterator<Item = &KeyValue> {
-        self.chains(range).filter_map(|(_, chain)| chain.newest.live())
+    /// The newest versions of a range, writes of the running command included.
+    pub(crate) fn live(&self, range: &KeyRange) -> impl Iterator<Item = &Version> + use<'_> {
+        self.keys_of(range).filter_map(Key::live)
     }
 
-    /// The newest key-value of a key, writes of the running command included.
-    pub(crate) fn live_key(&self, key: &[u8]) -> Option<&KeyValue> {
-        self.keys.get(key).and_then(|chain| chain.newest.live())
+    /// The newest version of a key, writes of the running command included.
+    pub(crate) fn live_key(&self, key: &[u8]) -> Option<&Version> {
+        self.keys.get(key).and_then(Key::live)
     }
 
-    /// The one place where a key changes: the chain, its lease and the history move together.
+    /// The one place where a key changes: the key, its lease and the history move together.
     /// `make` gets the live version and gives the new one. Returns the version before.
     pub(crate) fn write(
         &mut self,
-        revision: Revision,
-        key: Bytes,
-        make: impl FnOnce(Option<&KeyValue>) -> Option<KeyValue>,
-    ) -> Option<KeyValue> {
-        let version = |new: Option<KeyValue>| new.map_or(Version::Gone(revision), Version::Live);
+        key: &[u8],
+        make: impl FnOnce(Option<&Version>) -> Version,
+    ) -> Option<Version> {
         // The key is looked up once: in a large keyspace that is what a write costs.
-        let (key, new, old, before) = match self.keys.entry(key) {
-            Entry::Occupied(mut entry) => {
-                let old = entry.get().newest.live().cloned();
-                // Watchers see a revision whole: what was before it, not what was within it.
-                let before = entry.get().at(revision.previous()).cloned();
+        let (new, old) = match self.keys.find(key) {
+            Ok(place) => {
+                let key = self.keys.at_mut(place);
+                let old = key.live().cloned();
                 let new = make(old.as_ref());
-                let version = version(new.clone());
-                self.live_bytes += version.weight();
-                self.live_bytes -= entry.get().newest.weight();
-                entry.get_mut().push(version);
-                (entry.key().clone(), new, old, before)
+                key.newest = new.clone();
+                key.change = self.history.push(new.clone(), old.clone(), key.change);
+                (new, old)
             }
-            Entry::Vacant(entry) => {
-                let (key, new) = (entry.key().clone(), make(None));
-                let version = version(new.clone());
-                self.live_bytes += version.weight();
-                entry.insert(Chain { newest: version, past: VecDeque::new() });
-                (key, new, None, None)
+            Err(place) => {
+                let new = make(None);
+                let change = self.history.push(new.clone(), None, 0);
+                self.keys.insert(place, Key { newest: new.clone(), change });
+                (new, None)
             }
         };
-        if let Some(kv) = &old {
-            self.leases.detach(kv.lease, &key);
+        if let Some(old) = &old {
+            self.live_bytes -= weight(old);
+            self.leases.detach(old.lease(), key);
         }
-        if let Some(kv) = &new {
-            self.leases.attach(kv.lease, &key);
+        if new.is_live() {
+            self.live_bytes += weight(&new);
+            self.leases.attach(new.lease(), key);
         }
-        self.history.push(Event { revision, key, new, old: before });
         old
     }
 
     /// A key as it stood when the history began.
-    pub(crate) fn begin_with(&mut self, kv: KeyValue) {
+    pub(crate) fn begin_with(&mut self, kv: &KeyValue) {
         self.leases.attach(kv.lease, &kv.key);
-        let (key, newest) = (kv.key.clone(), Version::Live(kv));
-        self.live_bytes += newest.weight();
-        self.keys.insert(key, Chain { newest, past: VecDeque::new() });
+        let version = Version::of(kv);
+        self.live_bytes += weight(&version);
+        match self.keys.find(&kv.key) {
+            Ok(place) => self.keys.at_mut(place).newest = version,
+            Err(place) => self.keys.insert(place, Key { newest: version, change: 0 }),
+        }
     }
 
     fn compact(&mut self, revision: Revision) -> Outcome {
@@ -323,12 +304,13 @@ impl Keyspace {
         // A watcher may still start at the compaction revision itself, as with etcd.
         let wanted = Revision(self.compacted.0.saturating_sub(1));
         for _ in 0..limit {
-            let Some(event) = self.history.pop(wanted, budget) else { break };
-            let revision = event.revision;
-            if let Some(chain) = self.keys.get_mut(&event.key)
-                && chain.forget(revision) == Left::Nothing
+            let Some(change) = self.history.pop(wanted, budget) else { break };
+            // Who was deleted, and did not come back, is held for no longer than that is known.
+            if !change.new.is_live()
+                && let Ok(place) = self.keys.find(change.new.key())
+                && self.keys.at_mut(place).change < self.history.first()
             {
-                self.keys.remove(&event.key);
+                self.keys.remove(place);
             }
         }
         self.marks.forget(self.history.floor());
@@ -360,75 +342,21 @@ impl Keyspace {
             self.revision.0 += 1;
         }
         for key in lease.keys {
-            self.write(self.revision, key, |_| None);
+            let gone = Version::gone(self.revision, &key);
+            self.write(&key, |_| gone);
         }
         Ok(Answer::LeaseRevoke(self.revision))
     }
 }
 
-/// What a key costs beside its bytes.
-pub(crate) const FRAME: usize = mem::size_of::<(Bytes, Chain)>();
-
-/// What holding a key-value as the newest costs.
-pub(crate) fn weight(kv: &KeyValue) -> usize {
-    FRAME + kv.key.len() + kv.value.len()
+/// What holding a version as the newest costs.
+pub(crate) fn weight(version: &Version) -> usize {
+    FRAME + version.weight()
 }
 
-/// What a chain still holds.
-#[derive(PartialEq, Eq)]
-enum Left {
-    Something,
-    Nothing,
-}
-
-impl Version {
-    pub(crate) fn revision(&self) -> Revision {
-        match self {
-            Self::Live(kv) => kv.mod_revision,
-            Self::Gone(revision) => *revision,
-        }
-    }
-
-    /// What holding it as the newest version costs: the key, the value, and their frames.
-    fn weight(&self) -> usize {
-        self.live().map_or(0, weight)
-    }
-
-    fn live(&self) -> Option<&KeyValue> {
-        match self {
-            Self::Live(kv) => Some(kv),
-            Self::Gone(_) => None,
-        }
-    }
-}
-
-impl Chain {
-    fn at(&self, at: Revision) -> Option<&KeyValue> {
-        if self.newest.revision() <= at {
-            return self.newest.live();
-        }
-        let older = self.past.partition_point(|version| version.revision() <= at);
-        self.past.get(older.checked_sub(1)?).and_then(Version::live)
-    }
-
-    /// Within one revision only the last version counts.
-    fn push(&mut self, version: Version) {
-        let same = self.newest.revision() == version.revision();
-        let before = mem::replace(&mut self.newest, version);
-        if !same {
-            self.past.push_back(before);
-        }
-    }
-
-    fn forget(&mut self, floor: Revision) -> Left {
-        if self.newest.revision() <= floor {
-            self.past = VecDeque::new();
-            return if self.newest.live().is_some() { Left::Something } else { Left::Nothing };
-        }
-        let older = self.past.partition_point(|version| version.revision() <= floor);
-        self.past.drain(..older.saturating_sub(1));
-        Left::Something
-    }
+/// What a key-value of these lengths weighs as the newest.
+pub(crate) fn weight_of(key: usize, value: usize) -> usize {
+    FRAME + version::weight(key, value)
 }
 
 impl fmt::Display for ReadError {

@@ -118,9 +118,9 @@ impl Leases {
         id == LeaseId(0) || self.by_id.contains_key(&id)
     }
 
-    pub(crate) fn attach(&mut self, id: LeaseId, key: &Bytes) {
+    pub(crate) fn attach(&mut self, id: LeaseId, key: &[u8]) {
         if let Some(lease) = self.by_id.get_mut(&id) {
-            lease.keys.insert(key.clone());
+            lease.keys.insert(Bytes::copy_from_slice(key));
         }
     }
 

@@ -7,7 +7,8 @@
 //!
 //! * `model` – the words; `command` – what the log holds and what it answers; `codec` – its bytes.
 //! * `check` – what is refused whatever the state; `txn` – how a transaction runs.
-//! * `keyspace` – the versions of every key; `history` – the recent past a watcher reads.
+//! * `keyspace` – the versions of every key; `keys` – the newest, in order; `version` – one of
+//!   them; `history` – the recent past a watcher reads.
 //! * `mirror` – following another store; `lease` – keys that end together; `settings` – facts
 //!   beside the keys; `snapshot` – the whole state as a stream of items; `query` – how reads are
 //!   answered.
@@ -23,6 +24,7 @@ mod codec;
 mod command;
 mod compactor;
 mod history;
+mod keys;
 mod keyspace;
 mod lease;
 mod mirror;
@@ -33,6 +35,7 @@ mod settings;
 mod snapshot;
 mod time;
 mod txn;
+mod version;
 
 pub use check::MAX_TXN_DEPTH;
 pub use codec::CodecError;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::keyspace::Keyspace;
 use crate::model::{KeyValue, Revision};
+use crate::version::Version;
 
 impl Keyspace {
     /// Takes over what another store did: `changes` up to `revision`, in its order; `None` deletes.
@@ -17,7 +18,8 @@ impl Keyspace {
             return;
         }
         for (key, new) in changes {
-            self.write(revision, key, |_| new);
+            let new = new.map_or_else(|| Version::gone(revision, &key), |kv| Version::of(&kv));
+            self.write(&key, |_| new);
         }
         self.revision = revision;
     }

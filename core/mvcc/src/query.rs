@@ -10,13 +10,22 @@ use crate::model::{KeyValue, Order, OrderBy, Part, Query, RangeResult, Revision}
 impl Query {
     /// Answers it from the key-values of its range, which come in key order. What is counted is the
     /// whole range: as in etcd, neither limit nor bounds matter to the count.
-    pub fn answer<'a>(&self, mut found: impl Iterator<Item = &'a KeyValue>) -> RangeResult {
+    pub fn answer<'a>(&self, found: impl Iterator<Item = &'a KeyValue>) -> RangeResult {
+        self.answer_with(found, KeyValue::clone)
+    }
+
+    /// The same from what `read` makes key-values of.
+    pub(crate) fn answer_with<'a, V: 'a>(
+        &self,
+        mut found: impl Iterator<Item = &'a V>,
+        read: impl Fn(&V) -> KeyValue,
+    ) -> RangeResult {
         if self.part == Part::Count {
             return RangeResult { count: found.count(), ..RangeResult::default() };
         }
         let limit = if self.limit == 0 { usize::MAX } else { self.limit };
         let keep = if self.order.is_some() || self.bounded() { usize::MAX } else { limit };
-        let mut kvs: Vec<&KeyValue> = found.by_ref().take(keep).collect();
+        let mut kvs: Vec<KeyValue> = found.by_ref().take(keep).map(read).collect();
         let count = kvs.len() + found.count();
         let mut more = count > kvs.len();
         kvs.retain(|kv| {
@@ -29,20 +38,15 @@ impl Query {
             kvs.truncate(limit);
             more = true;
         }
-        RangeResult { kvs: kvs.into_iter().map(|kv| self.part_of(kv)).collect(), count, more }
+        if self.part == Part::Keys {
+            kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+        }
+        RangeResult { kvs, count, more }
     }
 
     fn bounded(&self) -> bool {
         let none = (Revision(0), Revision(0));
         self.modified != none || self.created != none
-    }
-
-    fn part_of(&self, kv: &KeyValue) -> KeyValue {
-        let mut kv = kv.clone();
-        if self.part == Part::Keys {
-            kv.value = Bytes::new();
-        }
-        kv
     }
 }
 

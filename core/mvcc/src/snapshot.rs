@@ -15,6 +15,7 @@ use crate::keyspace::Keyspace;
 use crate::lease::Lease;
 use crate::model::{Event, KeyRange, KeyValue, LeaseId, Revision};
 use crate::time::Mark;
+use crate::version::Version;
 
 /// The numbers of a state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -196,16 +197,18 @@ impl Restore {
             Item::Settings { version } => state.settings.restore(version),
             Item::Setting { key, value } => state.settings.insert(key, value),
             Item::Base(kv) => {
-                require(kv.mod_revision <= meta.floor)?;
-                state.begin_with(kv);
+                require(kv.mod_revision <= meta.floor && kv.version > 0)?;
+                state.begin_with(&kv);
             }
             Item::Change { revision, key, new } => {
                 let newest = state.history.newest().max(Revision(meta.floor.0 + 1));
                 require(revision >= newest && revision <= meta.revision)?;
-                require(
-                    new.as_ref().is_none_or(|kv| kv.key == key && kv.mod_revision == revision),
-                )?;
-                state.write(revision, key, |_| new);
+                let fits =
+                    |kv: &KeyValue| kv.key == key && kv.mod_revision == revision && kv.version > 0;
+                require(new.as_ref().is_none_or(fits))?;
+                let gone = || Version::gone(revision, &key);
+                let new = new.as_ref().map_or_else(gone, Version::of);
+                state.write(&key, |_| new);
             }
         }
         Ok(())

@@ -6,14 +6,13 @@
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 
-use bytes::Bytes;
-
 use crate::command::{Command, Refusal};
 use crate::keyspace::Keyspace;
 use crate::model::{
     Compare, CompareOp, CompareTarget, KeyValue, LeaseId, Op, OpResponse, Query, RangeResult,
     Revision, Txn, TxnResponse,
 };
+use crate::version::Version;
 
 /// Which branch each transaction takes, in the order they run.
 type Path = Vec<bool>;
@@ -109,15 +108,16 @@ impl Keyspace {
                     OpResponse::Put(self.put(revision, key, value, *lease))
                 }
                 Op::Delete { range } => {
-                    let doomed: Vec<Bytes> = self.live(range).map(|kv| kv.key.clone()).collect();
-                    let gone =
-                        doomed.into_iter().filter_map(|key| self.write(revision, key, |_| None));
-                    OpResponse::Delete(gone.collect())
+                    let doomed: Vec<Version> = self.live(range).cloned().collect();
+                    for version in &doomed {
+                        self.write(version.key(), |_| Version::gone(revision, version.key()));
+                    }
+                    OpResponse::Delete(doomed.iter().map(Version::kv).collect())
                 }
                 Op::Amend { key, value, lease } => {
                     let old = self.live_key(key).cloned().expect("decide() found it");
-                    let value = value.as_ref().unwrap_or(&old.value);
-                    OpResponse::Put(self.put(revision, key, value, lease.unwrap_or(old.lease)))
+                    let value = value.as_ref().map_or(old.value(), |value| &value[..]);
+                    OpResponse::Put(self.put(revision, key, value, lease.unwrap_or(old.lease())))
                 }
                 Op::Range(query) => OpResponse::Range(self.read_inside(query)),
                 Op::Txn(nested) => OpResponse::Txn(self.run(nested, revision, path)),
@@ -153,29 +153,20 @@ impl Keyspace {
     /// written before it in its transaction.
     fn read_inside(&self, query: &Query) -> RangeResult {
         match query.at {
-            Revision(0) => query.answer(self.live(&query.range)),
-            at => query.answer(self.versions_at(&query.range, at)),
+            Revision(0) => query.answer_with(self.live(&query.range), Version::kv),
+            at => query.answer_with(self.versions_at(&query.range, at), Version::kv),
         }
     }
 
     fn put(
         &mut self,
         revision: Revision,
-        key: &Bytes,
-        value: &Bytes,
+        key: &[u8],
+        value: &[u8],
         lease: LeaseId,
     ) -> Option<KeyValue> {
-        self.write(revision, key.clone(), |old| {
-            Some(KeyValue {
-                // All versions of a key share its bytes.
-                key: old.map_or(key, |kv| &kv.key).clone(),
-                value: value.clone(),
-                create_revision: old.map_or(revision, |kv| kv.create_revision),
-                mod_revision: revision,
-                version: old.map_or(0, |kv| kv.version) + 1,
-                lease,
-            })
-        })
+        let old = self.write(key, |old| Version::put(revision, old, key, value, lease));
+        old.as_ref().map(Version::kv)
     }
 }
 
@@ -195,16 +186,16 @@ fn stamp(response: &mut TxnResponse, revision: Revision) {
 
 impl Compare {
     /// Judges one key; `None` is a missing one.
-    fn holds_for(&self, kv: Option<&KeyValue>) -> bool {
-        let ordering = match (&self.target, kv) {
+    fn holds_for(&self, found: Option<&Version>) -> bool {
+        let ordering = match (&self.target, found) {
             (CompareTarget::Value(_), None) => return false,
-            (CompareTarget::Value(value), Some(kv)) => kv.value.cmp(value),
-            (CompareTarget::Version(n), kv) => kv.map_or(0, |kv| kv.version).cmp(n),
-            (CompareTarget::Create(at), kv) => {
-                kv.map_or(Revision(0), |kv| kv.create_revision).cmp(at)
+            (CompareTarget::Value(value), Some(found)) => found.value().cmp(value),
+            (CompareTarget::Version(n), found) => found.map_or(0, Version::count).cmp(n),
+            (CompareTarget::Create(at), found) => {
+                found.map_or(Revision(0), Version::created).cmp(at)
             }
-            (CompareTarget::Mod(at), kv) => kv.map_or(Revision(0), |kv| kv.mod_revision).cmp(at),
-            (CompareTarget::Lease(id), kv) => kv.map_or(LeaseId(0), |kv| kv.lease).cmp(id),
+            (CompareTarget::Mod(at), found) => found.map_or(Revision(0), Version::revision).cmp(at),
+            (CompareTarget::Lease(id), found) => found.map_or(LeaseId(0), Version::lease).cmp(id),
         };
         match self.op {
             CompareOp::Equal => ordering == Ordering::Equal,

@@ -331,7 +331,7 @@ fn list(
         .map_err(|error| gone(&error))?
         .filter(|kv| filter.matches(&served(kind, &kv.value)));
     let limit = if page.limit == 0 { usize::MAX } else { page.limit };
-    let objects: Vec<KeyValue> = found.by_ref().take(limit).cloned().collect();
+    let objects: Vec<KeyValue> = found.by_ref().take(limit).collect();
     let mut metadata = json!({"resourceVersion": page.at.0.to_string()});
     if let Some(last) = objects.last().filter(|_| page.limit > 0) {
         let remaining = found.count();

@@ -123,7 +123,7 @@ impl Takeover {
 }
 
 /// Every key of a state as it is now.
-pub fn everything(state: &Keyspace) -> impl Iterator<Item = &KeyValue> {
+pub fn everything(state: &Keyspace) -> impl Iterator<Item = KeyValue> + use<'_> {
     let all = KeyRange::prefix(Bytes::new());
     state.iter(&all, Revision(0)).into_iter().flatten()
 }

@@ -61,7 +61,7 @@ fn objects() -> Vec<Value> {
 fn stored() -> Vec<KeyValue> {
     let mut cluster = Cluster::new();
     objects().iter().for_each(|object| cluster.create(object));
-    everything(&cluster.keyspace).cloned().collect()
+    everything(&cluster.keyspace).collect()
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn a_whole_state_is_taken_over() {
         kv("compact_rev_key", "7".into(), 0),
     ]);
     let mut takeover = Takeover::new(schema, "/k");
-    everything(&before).for_each(|kv| takeover.take(kv));
+    everything(&before).for_each(|kv| takeover.take(&kv));
     let report = takeover.report().clone();
     let after = restored(takeover.items(&before));
 
@@ -190,7 +190,7 @@ fn a_whole_state_is_taken_over() {
     let unreadable = ("/k/secrets/a/x".to_owned(), "encrypted (kms)".to_owned());
     assert_eq!(report.unreadable, [unreadable]);
 
-    let kept: Vec<&Bytes> = everything(&after).map(|kv| &kv.key).collect();
+    let kept: Vec<Bytes> = everything(&after).map(|kv| kv.key).collect();
     assert_eq!(
         kept,
         [

@@ -91,7 +91,7 @@ impl Face {
     pub(crate) async fn first_in_line(&self, place: &Place) -> Result<Revision, Status> {
         loop {
             let (now, own, older) = self.store.read(|keyspace, now| {
-                let own = keyspace.get(&place.key, now).ok().flatten().cloned();
+                let own = keyspace.get(&place.key, now).ok().flatten();
                 (now, own, keyspace.query(&older_than(place)))
             });
             if own.is_none_or(|own| own.create_revision != place.created) {

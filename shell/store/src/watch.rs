@@ -166,9 +166,9 @@ impl Watched {
         self.keys.values().chain(self.ranges.values()).flatten()
     }
 
-    fn ring(&self, revision: Revision, key: &Bytes) {
+    fn ring(&self, revision: Revision, key: &[u8]) {
         let alone = self.keys.get(key).into_iter().flatten();
-        let among = self.ranges.iter().take_while(|((start, _), _)| start <= key);
+        let among = self.ranges.iter().take_while(|((start, _), _)| &start[..] <= key);
         let among = among.filter(|((_, end), _)| end.as_ref().is_none_or(|end| key < end));
         let among = among.flat_map(|(_, listeners)| listeners);
         alone.chain(among).for_each(|listener| listener.ring(revision));

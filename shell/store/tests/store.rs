@@ -397,7 +397,7 @@ async fn compaction_counts_for_queries_and_watches_only() {
     let then = restore.finish().unwrap();
     assert_eq!(
         (then.revision(), then.get(b"k", Revision(5)).unwrap()),
-        (Revision(5), Some(&state.kvs[0]))
+        (Revision(5), Some(state.kvs[0].clone()))
     );
     store.close().await;
 }

@@ -40,7 +40,7 @@ fn put(key: &str, value: &str) -> Txn {
 }
 
 fn get(store: &Store, key: &str) -> Option<KeyValue> {
-    store.read(|keyspace, _| keyspace.get(key.as_bytes(), Revision(0)).unwrap().cloned())
+    store.read(|keyspace, _| keyspace.get(key.as_bytes(), Revision(0)).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
