@@ -150,7 +150,7 @@ fn what_etcd_saves_is_read() {
 
 /// Lets etcdctl make a data directory of a state of ours.
 fn restore(machine: &Machine, keyspace: &Keyspace, dir: &str) {
-    let file: Vec<Bytes> = EtcdSnapshot::new(keyspace.snapshot().collect()).collect();
+    let file: Vec<Bytes> = EtcdSnapshot::new(keyspace.snapshot()).collect();
     let path = machine.path("ours");
     fs::write(&path, file.concat()).unwrap();
     // bbolt's own check of all pages is part of this.

@@ -23,6 +23,9 @@ use crate::time::Mark;
 /// The version this build writes, the first byte of everything.
 const VERSION: u8 = 1;
 
+/// Room for what is small.
+const ROOM: usize = 32;
+
 /// Why bytes are not a command or an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CodecError {
@@ -41,7 +44,8 @@ pub enum CodecError {
 impl Command {
     /// The command as bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::from([VERSION]);
+        let mut out = Vec::with_capacity(self.room());
+        out.push(VERSION);
         match self {
             Self::Txn(txn) => {
                 out.push(0);
@@ -75,6 +79,17 @@ impl Command {
             }
         }
         out
+    }
+
+    /// Room for its bytes, most of the time.
+    fn room(&self) -> usize {
+        match self {
+            Self::Txn(txn) => {
+                ROOM + txn.success.iter().chain(&txn.failure).map(room).sum::<usize>()
+            }
+            Self::Under { command, .. } => ROOM + command.room(),
+            _ => ROOM,
+        }
     }
 
     /// The command of these bytes.
@@ -181,6 +196,14 @@ impl Item {
             _ => return Err(CodecError::Invalid),
         };
         reader.finish(item)
+    }
+}
+
+fn room(op: &Op) -> usize {
+    match op {
+        Op::Put { key, value, .. } => ROOM + key.len() + value.len(),
+        Op::Amend { key, value, .. } => ROOM + key.len() + value.as_ref().map_or(0, Bytes::len),
+        _ => 2 * ROOM,
     }
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct History {
     floor: Revision,
     /// The floor may rise up to here.
     hold: Revision,
+    /// And no further than the least of these, where somebody reads.
+    readers: Vec<Revision>,
     bytes: usize,
 }
 
@@ -127,7 +129,8 @@ impl Keyspace {
 impl Default for History {
     fn default() -> Self {
         let (changes, first, floor) = (VecDeque::new(), 1, Revision(0));
-        Self { changes, first, floor, hold: Revision(u64::MAX), bytes: 0 }
+        let (hold, readers) = (Revision(u64::MAX), Vec::new());
+        Self { changes, first, floor, hold, readers, bytes: 0 }
     }
 }
 
@@ -183,7 +186,8 @@ impl History {
     pub(crate) fn due(&self, wanted: Revision, budget: usize) -> bool {
         let Some(oldest) = self.changes.front() else { return false };
         let wanted = oldest.revision <= wanted || self.bytes > budget;
-        wanted && oldest.revision <= self.hold
+        let mut held = self.readers.iter().chain([&self.hold]);
+        wanted && held.all(|held| oldest.revision <= *held)
     }
 
     pub(crate) fn pop(&mut self, wanted: Revision, budget: usize) -> Option<Change> {
@@ -202,6 +206,16 @@ impl History {
 
     pub(crate) fn hold(&mut self, revision: Revision) {
         self.hold = revision;
+    }
+
+    pub(crate) fn enter(&mut self, reader: Revision) {
+        self.readers.push(reader);
+    }
+
+    pub(crate) fn leave(&mut self, reader: Revision) {
+        if let Some(at) = self.readers.iter().position(|held| *held == reader) {
+            self.readers.swap_remove(at);
+        }
     }
 
     fn collect(

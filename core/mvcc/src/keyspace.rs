@@ -175,13 +175,7 @@ impl Keyspace {
     }
 
     pub(crate) fn resolve(&self, at: Revision) -> Result<Revision, ReadError> {
-        let floor = self.oldest_readable();
-        match at {
-            Revision(0) => Ok(self.revision),
-            at if at > self.revision => Err(ReadError::FutureRevision(self.revision)),
-            at if at < floor => Err(ReadError::Compacted(floor)),
-            at => Ok(at),
-        }
+        self.meta().resolve(at)
     }
 
     /// At most `limit` keys after a key, and those of them that were there at a revision the caller

@@ -11,7 +11,7 @@ use core::fmt;
 use bytes::Bytes;
 
 use crate::history::History;
-use crate::keyspace::Keyspace;
+use crate::keyspace::{Keyspace, ReadError};
 use crate::lease::Lease;
 use crate::model::{Event, KeyRange, KeyValue, LeaseId, Revision};
 use crate::time::Mark;
@@ -72,8 +72,7 @@ pub enum Item {
     Past(Event),
 }
 
-/// How far a snapshot has come that is taken in pieces, while the state goes on. Whoever takes it
-/// [`Keyspace::hold`]s the history at its floor until the last piece.
+/// How far a snapshot has come that is taken in pieces, while the state goes on.
 #[derive(Clone, Debug)]
 pub struct Walk {
     meta: Meta,
@@ -117,11 +116,27 @@ impl Keyspace {
         core::iter::from_fn(move || self.walk_on(&mut walk)).flatten()
     }
 
-    /// Begins a snapshot that is taken in pieces.
-    pub fn walk(&self) -> Walk {
-        let floor = self.floor();
-        let meta =
-            Meta { index: self.index, revision: self.revision, compacted: self.compacted, floor };
+    /// Begins a snapshot that is taken in pieces. The history is held where it begins until
+    /// [`Keyspace::end_walk`].
+    pub fn begin_walk(&mut self) -> Walk {
+        let walk = self.walk();
+        self.history.enter(walk.meta.floor);
+        walk
+    }
+
+    /// Nothing is held for this snapshot any more.
+    pub fn end_walk(&mut self, walk: &Walk) {
+        self.history.leave(walk.meta.floor);
+    }
+
+    /// The numbers of the state.
+    pub(crate) fn meta(&self) -> Meta {
+        let (index, revision) = (self.index, self.revision);
+        Meta { index, revision, compacted: self.compacted, floor: self.floor() }
+    }
+
+    fn walk(&self) -> Walk {
+        let meta = self.meta();
         let leases = self.leases().map(|l| Item::Lease { id: l.id, ttl_secs: l.ttl_secs });
         let version = self.settings.version();
         let settings = self
@@ -138,7 +153,7 @@ impl Keyspace {
     /// The next piece of a snapshot, as of the moment it began; `None` after the last.
     ///
     /// # Panics
-    /// When the history was not held.
+    /// When the history was not held, as after [`Keyspace::end_walk`].
     pub fn walk_on(&self, walk: &mut Walk) -> Option<Vec<Item>> {
         match &mut walk.stage {
             Stage::Head(head) => {
@@ -161,6 +176,22 @@ impl Keyspace {
                     |e: Event| Item::Change { revision: e.revision, key: e.key, new: e.new };
                 Some(batch.events.into_iter().map(change).collect())
             }
+        }
+    }
+}
+
+impl Meta {
+    /// The revision that a read at `at` (0: the newest) shows.
+    ///
+    /// # Errors
+    /// [`ReadError`] when it is not held.
+    pub fn resolve(&self, at: Revision) -> Result<Revision, ReadError> {
+        let oldest = self.compacted.max(self.floor);
+        match at {
+            Revision(0) => Ok(self.revision),
+            at if at > self.revision => Err(ReadError::FutureRevision(self.revision)),
+            at if at < oldest => Err(ReadError::Compacted(oldest)),
+            at => Ok(at),
         }
     }
 }

@@ -150,13 +150,8 @@ impl Face {
 
     /// etcd's checksum over all key-values up to a revision; 0 is now.
     async fn hash(&self, at: i64) -> Result<pb::HashKvResponse, Status> {
-        let asked = revision(at);
-        let state = self.store.read(|keyspace, newest| {
-            keyspace.get(b"", asked)?;
-            let at = if asked == Revision(0) { newest } else { asked };
-            Ok((keyspace.snapshot().collect::<Vec<_>>(), at))
-        });
-        let (items, at) = state.map_err(unreadable)?;
+        let items = self.store.items();
+        let at = items.meta().resolve(revision(at)).map_err(unreadable)?;
         let sum = move || {
             let image = Image::new(items);
             (image.hash_kv(at), image.compacted())

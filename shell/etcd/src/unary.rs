@@ -66,22 +66,27 @@ impl Quick {
 
 /// Reads the one message of a call.
 async fn whole(body: &mut RecvStream, limit: usize) -> Result<Bytes, Status> {
-    let mut read = Bytes::new();
+    let mut read = BytesMut::new();
     while let Some(data) = body.data().await {
         let data = data.map_err(|error| Status::from_error(Box::new(error)))?;
         let released = body.flow_control().release_capacity(data.len());
         released.map_err(|error| Status::from_error(Box::new(error)))?;
-        // Nearly always it is all there at once.
-        read = if read.is_empty() { data } else { Bytes::from([read, data].concat()) };
-        if let Some(message) = taken(&read, limit)? {
-            return Ok(message);
+        if read.is_empty()
+            && let Some(end) = end(&data, limit)?
+        {
+            // Nearly always it is all there at once.
+            return Ok(data.slice(PREFIX..end));
+        }
+        read.extend_from_slice(&data);
+        if let Some(end) = end(&read, limit)? {
+            return Ok(read.split_to(end).freeze().slice(PREFIX..));
         }
     }
     Err(Status::internal("Missing request message."))
 }
 
-/// The message at the beginning of what was read, once it is whole.
-fn taken(read: &Bytes, limit: usize) -> Result<Option<Bytes>, Status> {
+/// Where the message at the beginning of what was read ends, once it is whole.
+fn end(read: &[u8], limit: usize) -> Result<Option<usize>, Status> {
     let Some((prefix, rest)) = read.split_first_chunk::<PREFIX>() else { return Ok(None) };
     let [compressed, len @ ..] = *prefix;
     let len = u32::from_be_bytes(len) as usize;
@@ -94,7 +99,7 @@ fn taken(read: &Bytes, limit: usize) -> Result<Option<Bytes>, Status> {
              bytes"
         )));
     }
-    Ok((rest.len() >= len).then(|| read.slice(PREFIX..PREFIX + len)))
+    Ok((rest.len() >= len).then_some(PREFIX + len))
 }
 
 fn decoded<T: Message + Default>(

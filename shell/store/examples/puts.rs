@@ -1,7 +1,8 @@
 //! What a put costs, thread by thread; what a key costs in memory; and what a compaction costs the
 //! puts beside it.
 //!
-//! `puts DIR [KEYS]`: a directory on the disk to be measured; it is made, and removed at the end.
+//! `puts keys|compaction DIR`: a directory on the disk to be measured; it is made, and removed at
+//! the end.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement, run by hand")]
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use knarr_store::mvcc::{LeaseId, Op, Txn};
 use knarr_store::{RealDisk, Store, StoreConfig, SystemClock};
 
+const KEYS: usize = 100_000;
 const VALUE: usize = 256;
 const REVISIONS: usize = 1_000_000;
 const IDLE_PUTS: usize = 10_000;
@@ -98,39 +100,40 @@ async fn compaction(dir: &Path) {
     // What the log let go of is written down first: it is no part of what is measured.
     tokio::time::sleep(Duration::from_secs(5)).await;
     alone("idle", &store, |done| done < IDLE_PUTS).await;
-    let history = store.weights().history;
-    store.compact(store.durable()).await.unwrap();
+    let compacted = store.durable();
+    store.compact(compacted).await.unwrap();
     let start = Instant::now();
-    alone("beside a compaction", &store, |done| {
-        done < 500 || store.weights().history > history / 100
-    })
-    .await;
+    let forgotten = || store.read(|keyspace, _| keyspace.floor().next() >= compacted);
+    alone("beside a compaction", &store, |done| done < 500 || !forgotten()).await;
     println!("it took {:?}", start.elapsed());
     alone("after it", &store, |done| done < IDLE_PUTS).await;
+    store.close().await;
+}
+
+async fn keys(dir: &Path) {
+    let store = open(dir, StoreConfig::default());
+    costs(&store, 100, 10_000, 100).await;
+    let before = resident();
+    for _ in 0..3 {
+        costs(&store, 100, KEYS, KEYS).await;
+    }
+    let (grown, weights) = (resident() - before, store.weights());
+    println!("{KEYS} keys: {} bytes a key resident; {weights:?}", grown / KEYS);
+    for clients in [1000, 1000, 100, 100] {
+        costs(&store, clients, KEYS, KEYS).await;
+    }
+    costs(&store, 1, 10_000, KEYS).await;
     store.close().await;
 }
 
 #[tokio::main]
 async fn main() {
     let args: Vec<String> = std::env::args().collect();
-    let dir = Path::new(&args[1]);
-    let keys: usize = args.get(2).map_or(100_000, |keys| keys.parse().unwrap());
-    let store = open(dir, StoreConfig::default());
-    costs(&store, 100, 10_000, 100).await;
-    let before = resident();
-    for _ in 0..3 {
-        costs(&store, 100, keys, keys).await;
+    let dir = Path::new(&args[2]);
+    match &args[1][..] {
+        "keys" => keys(dir).await,
+        "compaction" => compaction(dir).await,
+        other => panic!("{other}: neither keys nor compaction"),
     }
-    let (grown, weights) = (resident() - before, store.weights());
-    println!("{keys} keys: {} bytes a key resident; {weights:?}", grown / keys);
-    costs(&store, 1000, keys, keys).await;
-    costs(&store, 1000, keys, keys).await;
-    costs(&store, 1, 10_000, keys).await;
-    store.close().await;
-    drop(store);
     fs::remove_dir_all(dir).unwrap();
-    if args.get(3).is_none() {
-        compaction(dir).await;
-        fs::remove_dir_all(dir).unwrap();
-    }
 }

@@ -18,7 +18,7 @@ use crate::config::{ArchiveConfig, Identity};
 use crate::disk::{Disk, DiskFile};
 use crate::error::PastError;
 use crate::log::{TEMPORARY, parse_indexed};
-use crate::pace::{PIECE, Pace};
+use crate::pace::Pace;
 use crate::record::{FILE_HEADER, FileHeader, Magic, RECORD_HEADER, Record};
 use crate::store::read_lock;
 
@@ -188,7 +188,7 @@ impl Archive {
     pub(crate) fn append(&self, chunk: &Chunk) -> io::Result<()> {
         let after = self.end();
         let mut volume = self.current(chunk, after)?;
-        let mut payload = Vec::with_capacity(2 * PIECE);
+        let mut payload = Vec::new();
         chunk.marks.iter().for_each(|mark| write_item(&mut payload, &Item::Mark(mark)));
         for event in &chunk.events {
             write_item(&mut payload, &Item::Past(event.clone()));
@@ -374,9 +374,9 @@ impl Volume {
 
 impl Chunk {
     /// The next changes that memory holds after a revision, with the marks that date them.
-    pub(crate) fn take(keyspace: &Keyspace, after: Revision) -> Option<Self> {
+    pub(crate) fn take(keyspace: &Keyspace, after: Revision, bytes: usize) -> Option<Self> {
         let all = KeyRange::prefix("");
-        let batch = keyspace.held(&all, after, keyspace.revision(), PIECE).ok()?;
+        let batch = keyspace.held(&all, after, keyspace.revision(), bytes).ok()?;
         let (mut marks, mut first) = (Marks::default(), None::<Mark>);
         for mark in keyspace.marks().iter().take_while(|mark| mark.revision < batch.next) {
             if mark.revision < after {
@@ -537,25 +537,21 @@ impl ArchiveJob {
     /// # Errors
     /// The disk's; what was not written stays in memory.
     pub fn run(self) -> io::Result<()> {
-        let began = read_lock(&self.keyspace).history_bytes();
-        let mut left = began;
+        let mut left = read_lock(&self.keyspace).history_bytes();
         loop {
             let keyspace = read_lock(&self.keyspace);
-            let behind = keyspace.history_bytes().saturating_sub(began) > self.budget;
             let after = self.archive.end();
             if left <= self.budget && after.0 + 1 >= keyspace.compacted().0 {
                 return Ok(());
             }
-            let chunk = Chunk::take(&keyspace, after).filter(|chunk| chunk.upto > after);
+            let chunk = Chunk::take(&keyspace, after, self.pace.piece());
+            let chunk = chunk.filter(|chunk| chunk.upto > after);
             drop(keyspace);
             let Some(chunk) = chunk else { return Ok(()) };
-            let (start, weight) = (Instant::now(), chunk.events.iter().map(Event::weight).sum());
+            let start = Instant::now();
             self.archive.append(&chunk)?;
-            // Who writes faster than this is not waited for.
-            if weight >= PIECE && !behind {
-                self.pace.rest(start);
-            }
-            left = left.saturating_sub(weight);
+            self.pace.rest(start);
+            left = left.saturating_sub(chunk.events.iter().map(Event::weight).sum());
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::config::StoreConfig;
 use crate::disk::Disk;
 use crate::error::{BackupError, RestoreError};
 use crate::log::Log;
-use crate::pace::Pace;
+use crate::pace::{Pace, Tempo};
 use crate::recovery::recover;
 use crate::store::read_lock;
 
@@ -32,7 +32,7 @@ pub struct EtcdSnapshot {
 
 impl EtcdSnapshot {
     /// A snapshot of a state. Takes time for a large one: not on a thread that serves.
-    pub fn new(items: Vec<Item>) -> Self {
+    pub fn new(items: impl IntoIterator<Item = Item>) -> Self {
         Self { file: Image::new(items).file(), sum: Some(Sha256::new()) }
     }
 
@@ -135,7 +135,7 @@ fn write(
     state: &Arc<RwLock<Keyspace>>,
 ) -> io::Result<()> {
     let (pace, state) = (Pace::default(), state.clone());
-    pace.hurry();
+    pace.set(Tempo::Hurried);
     let index = CheckpointJob::new(disk.clone(), config.identity, 1, state, pace).run()?;
     let segment_bytes = config.segment_bytes as u64;
     Log::create(disk.clone(), config.identity, segment_bytes, index + 1).map(drop)

@@ -4,22 +4,22 @@
 //! shrink. The file is a header and records as in the log: each payload is a run of items, each
 //! with its length (4 bytes) before it; an empty payload ends the file.
 //!
-//! A checkpoint shows one moment, but is read from the state in short steps while writes go on: the
-//! keyspace knows its past, and is told to hold it until the last step.
+//! A checkpoint shows one moment, but is read from the state in short steps while writes go on, as
+//! [`Items`] does.
 
 use std::io;
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
-use knarr_mvcc::{Item, Keyspace, Restore, Revision, Walk};
+use knarr_mvcc::{Item, Keyspace, Restore};
 
 use crate::config::{Identity, StoreConfig};
 use crate::disk::{Disk, DiskFile};
 use crate::error::OpenError;
+use crate::items::Items;
 use crate::log::{TEMPORARY, parse_indexed};
-use crate::pace::{PIECE, Pace};
+use crate::pace::Pace;
 use crate::record::{FILE_HEADER, FileHeader, Magic, RECORD_HEADER, Record};
-use crate::store::read_lock;
 
 const CHECKPOINT: &str = "checkpoint-";
 /// A record is closed once its payload is this long.
@@ -42,8 +42,7 @@ pub struct CheckpointJob {
     disk: Arc<dyn Disk>,
     identity: Identity,
     term: u64,
-    keyspace: Arc<RwLock<Keyspace>>,
-    walk: Walk,
+    items: Items,
     pace: Pace,
 }
 
@@ -55,13 +54,7 @@ impl CheckpointJob {
         keyspace: Arc<RwLock<Keyspace>>,
         pace: Pace,
     ) -> Self {
-        let walk = read_lock(&keyspace).walk();
-        Self { disk, identity, term, keyspace, walk, pace }
-    }
-
-    /// Where the history has to be held meanwhile.
-    pub(crate) fn floor(&self) -> Revision {
-        self.walk.meta().floor
+        Self { disk, identity, term, items: Items::new(keyspace), pace }
     }
 
     /// Writes the file and makes it durable; the index it stands for.
@@ -69,7 +62,7 @@ impl CheckpointJob {
     /// # Errors
     /// The disk's; the log is as it was, and a later checkpoint may succeed.
     pub fn run(mut self) -> io::Result<u64> {
-        let index = self.walk.meta().index;
+        let index = self.items.meta().index;
         let temporary = format!("{TEMPORARY}checkpoint");
         let done = self.write(&temporary).and_then(|()| {
             self.disk.rename(&temporary, &checkpoint_name(index))?;
@@ -85,19 +78,17 @@ impl CheckpointJob {
     fn write(&mut self, temporary: &str) -> io::Result<()> {
         let file = self.disk.create(temporary)?;
         let mut out = Output { file, offset: 0, synced: 0, start: Instant::now() };
-        let (identity, index) = (self.identity, self.walk.meta().index);
+        let (identity, index) = (self.identity, self.items.meta().index);
         out.write(&FileHeader { magic: Magic::Checkpoint, identity, index }.encode())?;
         let mut payload = Vec::with_capacity(2 * CHUNK);
         let mut number = 1;
-        while let Some(items) = self.step() {
-            for item in items {
-                write_item(&mut payload, &item);
-                if payload.len() >= CHUNK {
-                    out.record(number, self.term, &payload)?;
-                    payload.clear();
-                    number += 1;
-                    out.rest(&self.pace)?;
-                }
+        for item in &mut self.items {
+            write_item(&mut payload, &item);
+            if payload.len() >= CHUNK {
+                out.record(number, self.term, &payload)?;
+                payload.clear();
+                number += 1;
+                out.rest(&self.pace)?;
             }
         }
         if !payload.is_empty() {
@@ -106,10 +97,6 @@ impl CheckpointJob {
         }
         out.record(number, self.term, &[])?;
         out.file.sync_data()
-    }
-
-    fn step(&mut self) -> Option<Vec<Item>> {
-        read_lock(&self.keyspace).walk_on(&mut self.walk)
     }
 }
 
@@ -145,7 +132,7 @@ impl Output {
 
     /// Makes a piece durable and rests, once there is one.
     fn rest(&mut self, pace: &Pace) -> io::Result<()> {
-        if self.offset - self.synced >= PIECE as u64 {
+        if self.offset - self.synced >= pace.piece() as u64 {
             self.file.sync_data()?;
             pace.rest(self.start);
             (self.synced, self.start) = (self.offset, Instant::now());

@@ -12,7 +12,7 @@ use crate::config::{Identity, StoreConfig};
 use crate::disk::Disk;
 use crate::error::{OpenError, StoreError};
 use crate::log::Log;
-use crate::pace::Pace;
+use crate::pace::{Pace, Tempo};
 use crate::past::Past;
 use crate::record::{FILE_HEADER, Record};
 use crate::recovery::recover;
@@ -62,8 +62,8 @@ pub(crate) type Failure = Arc<OnceLock<Arc<str>>>;
 #[derive(Debug, PartialEq, Eq)]
 enum Checkpoint {
     Idle,
-    /// The log's size when it began, and where it needs the history.
-    Running(u64, Revision),
+    /// The log's size when it began.
+    Running(u64),
 }
 
 /// Whether history is being written down.
@@ -119,14 +119,10 @@ impl Engine {
         self.failed.clone()
     }
 
-    /// Tells the history how far it may forget: what is on disk, and no checkpoint needs.
+    /// Tells the history how far it may forget: what is on disk.
     fn hold(&mut self) {
         let archived = self.archive.as_ref().map_or(Revision(u64::MAX), |archive| archive.end());
-        let needed = match self.checkpoint {
-            Checkpoint::Running(_, floor) => floor,
-            Checkpoint::Idle => Revision(u64::MAX),
-        };
-        write_lock(&self.keyspace).hold(archived.min(needed));
+        write_lock(&self.keyspace).hold(archived);
     }
 
     /// Forgets a piece of what is to be forgotten; whether there is more.
@@ -211,13 +207,17 @@ impl Engine {
         let outcomes =
             (first..).zip(entries).map(|(index, entry)| keyspace.apply(index, &entry.command));
         let outcomes = outcomes.collect();
-        keyspace.forget(self.config.history_bytes, FORGET_PIECE + 2 * entries.len());
+        let budget = self.config.history_bytes;
+        keyspace.forget(budget, FORGET_PIECE + 2 * entries.len());
+        // What cannot be forgotten yet waits for the work in the background.
+        let over = keyspace.history_bytes() > budget + budget / 2;
+        self.pace.set(if over { Tempo::Hurried } else { Tempo::Calm });
         Ok(outcomes)
     }
 
     /// Jobs in the background are waited for: they take no more rests.
     pub fn hurry(&self) {
-        self.pace.hurry();
+        self.pace.set(Tempo::Hurried);
     }
 
     /// Ends the log with a mark, which makes even a broken last record provable damage.
@@ -247,8 +247,7 @@ impl Engine {
         let keyspace = self.keyspace.clone();
         let (log, pace) = (&self.log, self.pace.clone());
         let job = CheckpointJob::new(disk, log.identity, log.term, keyspace, pace);
-        self.checkpoint = Checkpoint::Running(self.log_bytes, job.floor());
-        self.hold();
+        self.checkpoint = Checkpoint::Running(self.log_bytes);
         Some(job)
     }
 
@@ -297,12 +296,11 @@ impl Engine {
 
     /// Takes the result of a checkpoint, and removes what it replaces.
     pub fn end_checkpoint(&mut self, result: io::Result<u64>) {
-        if let Checkpoint::Running(covered, _) = self.checkpoint {
+        if let Checkpoint::Running(covered) = self.checkpoint {
             // After a failure the next one is due only when as much log has come again.
             self.log_bytes -= covered;
         }
         self.checkpoint = Checkpoint::Idle;
-        self.hold();
         let retired = result.and_then(|index| {
             self.log.retire(index)?;
             self.retire_checkpoints(index)

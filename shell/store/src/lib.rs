@@ -12,9 +12,9 @@
 //!
 //! * `disk`, `clock`, `spawn` – the seams; `sim` – their simulated halves, for the tests of every
 //!   crate.
-//! * `record` – file headers and records as bytes; `log` – segments; `checkpoint` – full states;
-//!   `recovery` – what a start makes of them; `archive` – history that memory let go; `past` – the
-//!   two read as one.
+//! * `record` – file headers and records as bytes; `log` – segments; `items` – a state read in
+//!   steps; `checkpoint` – one on disk; `recovery` – what a start makes of them; `archive` –
+//!   history that memory let go; `past` – the two read as one.
 //! * `engine` – the above as one deterministic machine; `store` – its thread and its handle;
 //!   `watch` – cursors; `backup` – states in etcd's format out, and into a new directory; `usage` –
 //!   what it weighs; `measure` – what it did, and how long its disk took.
@@ -32,6 +32,7 @@ mod disk;
 mod engine;
 mod error;
 pub mod external;
+mod items;
 mod log;
 mod measure;
 mod memory;
@@ -54,6 +55,7 @@ pub use config::{ArchiveConfig, AutoCompaction, Identity, StoreConfig};
 pub use disk::{Disk, DiskFile, ReadDisk, RealDisk};
 pub use engine::{Engine, Entry};
 pub use error::{BackupError, OpenError, PastError, RestoreError, StoreError, WatchError};
+pub use items::Items;
 pub use knarr_etcd_model as etcd;
 pub use knarr_mvcc as mvcc;
 pub use measure::{Counter, Histogram, Measures};

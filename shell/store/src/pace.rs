@@ -9,22 +9,39 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-/// How much is written between two rests, in bytes.
-pub(crate) const PIECE: usize = 256 << 10;
+/// How much is written between two rests, in bytes; more in a hurry.
+const PIECE: usize = 64 << 10;
+const LARGE_PIECE: usize = 256 << 10;
 
 /// The pace of one store's work in the background.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pace(Arc<AtomicBool>);
 
+/// How such work is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tempo {
+    Calm,
+    /// Somebody waits for the end, or memory fills up meanwhile.
+    Hurried,
+}
+
 impl Pace {
-    /// No more rests: somebody waits for the end.
-    pub(crate) fn hurry(&self) {
-        self.0.store(true, Ordering::Relaxed);
+    pub(crate) fn set(&self, tempo: Tempo) {
+        self.0.store(tempo == Tempo::Hurried, Ordering::Relaxed);
+    }
+
+    fn is_hurried(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// How much is to be made durable at once, in bytes.
+    pub(crate) fn piece(&self) -> usize {
+        if self.is_hurried() { LARGE_PIECE } else { PIECE }
     }
 
     /// Rests for as long as the piece took that began at `start`.
     pub(crate) fn rest(&self, start: Instant) {
-        if !self.0.load(Ordering::Relaxed) {
+        if !self.is_hurried() {
             thread::sleep(start.elapsed());
         }
     }

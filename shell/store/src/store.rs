@@ -18,6 +18,7 @@ use crate::disk::Disk;
 use crate::engine::{Engine, Failure};
 use crate::error::{OpenError, PastError, StoreError, WatchError};
 use crate::external::{External, ExternalConfig};
+use crate::items::Items;
 use crate::measure::{MeasuredDisk, Measures};
 use crate::past::Past;
 use crate::spawn::{Spawn, Threads};
@@ -103,9 +104,11 @@ impl Store {
         let hub = Arc::new(Hub::default());
         hub.publish(&read_lock(&keyspace));
         let term = engine.term();
+        let room = Arc::new(Semaphore::new(kib(config.queue_bytes) as usize));
         let writer = Writer {
             engine,
             inbox,
+            room: room.clone(),
             announce,
             hub: hub.clone(),
             clock: clock.clone(),
@@ -120,7 +123,6 @@ impl Store {
             usage: usage.clone(),
             retry_at: 0,
         };
-        let room = Arc::new(Semaphore::new(kib(config.queue_bytes) as usize));
         let writer = Mutex::new(run(writer));
         let backend = Backend::Log(Log { room, queue, archive, usage, failure, writer });
         let shared =
@@ -243,10 +245,14 @@ impl Store {
         f(&keyspace, keyspace.revision())
     }
 
-    /// A snapshot in etcd's format of the state as it is. Takes time for a large state, but holds
-    /// the lock only while handles are collected.
+    /// The state as it is, to be read in steps while writes go on.
+    pub fn items(&self) -> Items {
+        Items::new(self.shared.keyspace.clone())
+    }
+
+    /// A snapshot in etcd's format of the state as it is. Takes time for a large state.
     pub fn etcd_snapshot(&self) -> EtcdSnapshot {
-        EtcdSnapshot::new(self.read(|keyspace, _| keyspace.snapshot().collect()))
+        EtcdSnapshot::new(self.items())
     }
 
     /// The newest revision; every one up to it is durable.
@@ -442,10 +448,11 @@ impl Log {
             return Err(StoreError::TooLarge(bytes.len(), limit));
         }
         let weight = kib(bytes.len()).min(kib(config.queue_bytes));
-        let room = self.room.clone().acquire_many_owned(weight).await;
-        let room = room.map_err(|_| StoreError::Closed)?;
+        let room = self.room.acquire_many(weight).await.map_err(|_| StoreError::Closed)?;
+        // The writer gives it back.
+        room.forget();
         let (reply, answer) = oneshot::channel();
-        let job = Job { command, bytes, reply, room };
+        let job = Job { command, bytes, reply, room: weight };
         self.queue.send(Message::Write(Box::new(job))).map_err(|_| StoreError::Closed)?;
         let outcome = answer.await.map_err(|_| StoreError::Closed)??;
         outcome.map_err(StoreError::Refused)

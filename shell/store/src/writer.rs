@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use knarr_mvcc::{Command, Compactor, Outcome, Revision};
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::engine::{Engine, Entry};
@@ -49,15 +49,17 @@ pub(crate) enum Message {
 pub(crate) struct Job {
     pub(crate) command: Command,
     pub(crate) bytes: Vec<u8>,
-    pub(crate) reply: oneshot::Sender<Result<Outcome, StoreError>>,
+    pub(crate) reply: Reply,
     /// Its share of the queue, free again when it is answered.
-    pub(crate) room: OwnedSemaphorePermit,
+    pub(crate) room: u32,
 }
 
 /// The thread's state.
 pub(crate) struct Writer {
     pub(crate) engine: Engine,
     pub(crate) inbox: Receiver<Message>,
+    /// What is free of the queue.
+    pub(crate) room: Arc<Semaphore>,
     pub(crate) announce: watch::Sender<Revision>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -218,28 +220,36 @@ impl Writer {
 
     /// Commits a job and everything that waits behind it and fits.
     fn commit(&mut self, first: Job) {
-        let limit = self.engine.batch_bytes();
-        let (mut size, mut pending) = (0, 0);
-        let mut entries = Vec::new();
-        let mut replies = Vec::new();
-        let mut next = Some(first);
-        while let Some(job) = next.take() {
+        let jobs = self.batch(first);
+        let taken = jobs.iter().map(|job| job.room as usize).sum();
+        let mut pending = 0;
+        let (mut entries, mut replies) = (Vec::with_capacity(jobs.len()), Vec::new());
+        for job in jobs {
             if let Some(answer) = self.turns_away(&job.command, &mut pending) {
                 // A caller that no longer waits is no error.
                 let _ = job.reply.send(answer);
             } else {
-                size += Engine::cost(&job.bytes);
-                replies.push((job.reply, job.room));
+                replies.push(job.reply);
                 entries.push(Entry { command: job.command, bytes: job.bytes });
             }
-            next = self.next_fitting(limit.saturating_sub(size));
         }
-        if entries.is_empty() {
-            return;
+        if !entries.is_empty() {
+            let results = self.log(entries);
+            self.publish();
+            answer(replies, results);
         }
-        let results = self.log(entries);
-        self.publish();
-        answer(replies, results);
+        self.room.add_permits(taken);
+    }
+
+    fn batch(&mut self, first: Job) -> Vec<Job> {
+        let mut room = self.engine.batch_bytes();
+        let (mut jobs, mut next) = (Vec::new(), Some(first));
+        while let Some(job) = next.take() {
+            room = room.saturating_sub(Engine::cost(&job.bytes));
+            jobs.push(job);
+            next = self.next_fitting(room);
+        }
+        jobs
     }
 
     /// The answer to a command that must not come into the log, beside `pending` bytes that may.
@@ -332,18 +342,18 @@ fn ended<T>(result: &Receiver<io::Result<T>>) -> io::Result<T> {
     result.recv().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
 }
 
-type Reply = (oneshot::Sender<Result<Outcome, StoreError>>, OwnedSemaphorePermit);
+type Reply = oneshot::Sender<Result<Outcome, StoreError>>;
 
 /// A caller that no longer waits is no error.
 fn answer(replies: Vec<Reply>, results: Result<Vec<Outcome>, StoreError>) {
     match results {
         Ok(outcomes) => {
-            for ((reply, _), outcome) in replies.into_iter().zip(outcomes) {
+            for (reply, outcome) in replies.into_iter().zip(outcomes) {
                 let _ = reply.send(Ok(outcome));
             }
         }
         Err(error) => {
-            for (reply, _) in replies {
+            for reply in replies {
                 let _ = reply.send(Err(error.clone()));
             }
         }
