@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod agent;
-mod allocator;
 mod backend;
 mod check;
 mod cluster;
@@ -34,7 +33,7 @@ use flags::{CheckCommand, CheckFlags, Cli, Command};
 use process::{Fatal, run};
 
 #[global_allocator]
-static ALLOCATOR: allocator::ByRole = allocator::ByRole;
+static ALLOCATOR: knarr_allocator::ByRole = knarr_allocator::ByRole(POD_SHIM);
 
 /// The subcommand under which the binary starts itself as the shim of a Pod.
 const POD_SHIM: &str = "pod-shim";

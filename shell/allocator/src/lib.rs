@@ -12,10 +12,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use mimalloc::MiMalloc;
 use rustix::fs::{Mode, OFlags, open};
 
-use crate::POD_SHIM;
-
-/// The allocator of this binary.
-pub(crate) struct ByRole;
+/// The allocator of a binary that is a shim where its first argument is this word.
+#[derive(Debug)]
+pub struct ByRole(pub &'static str);
 
 const SERVER: u8 = 1;
 const SHIM: u8 = 2;
@@ -23,44 +22,46 @@ const SHIM: u8 = 2;
 /// What this process is; 0 before the first allocation.
 static ROLE: AtomicU8 = AtomicU8::new(0);
 
-fn is_shim() -> bool {
-    match ROLE.load(Ordering::Relaxed) {
-        0 => {
-            let role = if runs_as_shim() { SHIM } else { SERVER };
-            ROLE.store(role, Ordering::Relaxed);
-            role == SHIM
+impl ByRole {
+    fn is_shim(&self) -> bool {
+        match ROLE.load(Ordering::Relaxed) {
+            0 => {
+                let role = if first_argument_is(self.0) { SHIM } else { SERVER };
+                ROLE.store(role, Ordering::Relaxed);
+                role == SHIM
+            }
+            role => role == SHIM,
         }
-        role => role == SHIM,
     }
 }
 
-/// By the first argument; this runs before main and must not allocate.
-fn runs_as_shim() -> bool {
+/// This runs before main and must not allocate.
+fn first_argument_is(word: &str) -> bool {
     let mut start = [0; 4096];
     let read = open(c"/proc/self/cmdline", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .and_then(|file| rustix::io::read(file, &mut start));
     let words = &start[..read.unwrap_or(0)];
-    words.split(|byte| *byte == 0).nth(1) == Some(POD_SHIM.as_bytes())
+    words.split(|byte| *byte == 0).nth(1) == Some(word.as_bytes())
 }
 
 // SAFETY: both are allocators, and a process only ever uses one of them.
 unsafe impl GlobalAlloc for ByRole {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promises are passed on.
-        unsafe { if is_shim() { System.alloc(layout) } else { MiMalloc.alloc(layout) } }
+        unsafe { if self.is_shim() { System.alloc(layout) } else { MiMalloc.alloc(layout) } }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promises are passed on.
         unsafe {
-            if is_shim() { System.alloc_zeroed(layout) } else { MiMalloc.alloc_zeroed(layout) }
+            if self.is_shim() { System.alloc_zeroed(layout) } else { MiMalloc.alloc_zeroed(layout) }
         }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         // SAFETY: the caller's promises are passed on, to the one that gave this memory out.
         unsafe {
-            if is_shim() {
+            if self.is_shim() {
                 System.dealloc(memory, layout)
             } else {
                 MiMalloc.dealloc(memory, layout)
@@ -71,11 +72,25 @@ unsafe impl GlobalAlloc for ByRole {
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: the caller's promises are passed on, to the one that gave this memory out.
         unsafe {
-            if is_shim() {
+            if self.is_shim() {
                 System.realloc(memory, layout, size)
             } else {
                 MiMalloc.realloc(memory, layout, size)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A test is run with arguments.
+    #[test]
+    fn a_process_knows_its_first_argument() {
+        let first = std::env::args().nth(1).unwrap_or_default();
+        assert!(first_argument_is(&first), "{first}");
+        assert!(!first_argument_is("pod-shim"));
+        assert!(!first_argument_is(""));
     }
 }
