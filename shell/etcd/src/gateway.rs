@@ -114,13 +114,20 @@ pub(crate) fn page((code, content_type, text): Page) -> Response<Body> {
     response
 }
 
+/// The answer where there is no page.
+pub(crate) fn nothing() -> Response<Body> {
+    page((404, "text/plain; charset=utf-8", "404 page not found\n".to_owned()))
+}
+
 /// Answers a request for JSON.
 pub(crate) async fn answer(services: &Services, request: Request<Body>) -> Response<Body> {
     let path = request.uri().path();
     let method = path.strip_prefix("/v3/").and_then(|path| METHODS.get(path.trim_end_matches('/')));
     let Some(method) = method else {
-        let text = if path.starts_with("/v3/") { "Not Found\n" } else { "404 page not found\n" };
-        return page((404, "text/plain; charset=utf-8", text.to_owned()));
+        return match path.starts_with("/v3/") {
+            true => page((404, "text/plain; charset=utf-8", "Not Found\n".to_owned())),
+            false => nothing(),
+        };
     };
     if request.method() != Method::POST {
         return refusal(405, &Status::unimplemented("Method Not Allowed"));

@@ -24,7 +24,7 @@ use tonic::body::Body;
 use crate::face::PeerName;
 use crate::metrics::{Calls, Meter};
 use crate::serve::{Broken, Services};
-use crate::unary::{self, Quick};
+use crate::unary;
 
 /// What may be on its way to this server: of one call, and of one connection.
 const WINDOWS: (u32, u32) = (1 << 20, 4 << 20);
@@ -150,7 +150,7 @@ async fn call(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) -> Result<(), h2::Error> {
-    if let Some(method) = Quick::of(&request) {
+    if let Some(method) = services.quick_method(&request) {
         let mut answer = pin!(services.quick(method, request));
         let answer = poll_fn(|cx| unless_left(answer.as_mut().poll(cx), || respond.poll_reset(cx)));
         return match answer.await? {

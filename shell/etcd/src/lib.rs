@@ -3,8 +3,8 @@
 //! * `face` – who asks, may they, and the way to the store; `wire` – requests as transactions;
 //!   `refusal` – refusals as etcd words them.
 //! * `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election` – a service each.
-//! * `gateway` – the same services as JSON over HTTP; `pages` – version and health,
-//!   `pages_port` – on a port of their own; `metrics`, with what `process` finds.
+//! * `gateway` – the same services as JSON over HTTP; `pages` – version and health;
+//!   `metrics`, with what `process` finds.
 //! * `serve` – connections; `http2` – the calls of one; `authority` – whom Go's clients think they
 //!   speak to; `unary` – those that make the load, by a shorter way; `tls` – certificates that
 //!   follow their files; `tokens` – who logged in.
@@ -25,7 +25,6 @@ mod lock;
 mod maintenance;
 mod metrics;
 mod pages;
-mod pages_port;
 mod process;
 mod refusal;
 mod serve;
@@ -37,7 +36,6 @@ mod wire;
 
 pub use face::{Face, FaceConfig};
 pub use pages::ETCD_VERSION;
-pub use pages_port::serve_pages;
-pub use serve::{Listener, serve};
+pub use serve::{Listener, serve, serve_pages};
 pub use tls::{TlsError, TlsFiles, TlsKeeper};
 pub use tokens::{TokenError, TokenKind};

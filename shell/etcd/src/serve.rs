@@ -67,8 +67,18 @@ pub enum Listener {
 }
 
 /// Serves connections until `drain` says so; calls in flight are finished.
-pub async fn serve(face: Arc<Face>, listener: Listener, mut drain: watch::Receiver<bool>) {
-    let services = Arc::new(Services::new(face));
+pub async fn serve(face: Arc<Face>, listener: Listener, drain: watch::Receiver<bool>) {
+    accept_all(Services::new(face, false), listener, drain).await;
+}
+
+/// Serves metrics and health and nothing else until `drain` says so: for who gathers them, and has
+/// no certificate.
+pub async fn serve_pages(face: Arc<Face>, listener: Listener, drain: watch::Receiver<bool>) {
+    accept_all(Services::new(face, true), listener, drain).await;
+}
+
+async fn accept_all(services: Services, listener: Listener, mut drain: watch::Receiver<bool>) {
+    let services = Arc::new(services);
     loop {
         let accepted = tokio::select! {
             accepted = accept(&listener) => accepted,
@@ -212,10 +222,12 @@ pub(crate) struct Services {
     auth: AuthServer<Face>,
     lock: LockServer<Locks>,
     election: ElectionServer<Elections>,
+    /// Whether there are only pages here.
+    pages_only: bool,
 }
 
 impl Services {
-    fn new(face: Arc<Face>) -> Self {
+    fn new(face: Arc<Face>, pages_only: bool) -> Self {
         let largest = face.config.max_request_bytes + OVERHEAD;
         Self {
             kv: KvServer::from_arc(face.clone()).max_decoding_message_size(largest),
@@ -226,21 +238,29 @@ impl Services {
             auth: AuthServer::from_arc(face.clone()),
             lock: LockServer::new(Locks(face.clone())),
             election: ElectionServer::new(Elections(face.clone())),
+            pages_only,
             face,
         }
     }
 
     pub(crate) async fn answer(&self, request: Request<Body>) -> Response<Body> {
         let content = request.headers().get(CONTENT_TYPE);
-        if content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc")) {
+        let is_call = content.is_some_and(|word| word.as_bytes().starts_with(b"application/grpc"));
+        if is_call && !self.pages_only {
             return self.call(request).await;
         }
         let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
         match self.face.page(path, query) {
-            Some(page) => gateway::page(page),
+            Some(page) if !self.pages_only || path != "/version" => gateway::page(page),
+            _ if self.pages_only => gateway::nothing(),
             // Boxed: it is large, and every call would carry the room for it.
-            None => Box::pin(gateway::answer(self, request)).await,
+            _ => Box::pin(gateway::answer(self, request)).await,
         }
+    }
+
+    /// Whether a request is one of the calls that make the load.
+    pub(crate) fn quick_method<T>(&self, request: &Request<T>) -> Option<Quick> {
+        Quick::of(request).filter(|_| !self.pages_only)
     }
 
     /// Answers one of the calls that make the load.

@@ -84,8 +84,7 @@ impl Asked {
     }
 
     fn put(&mut self, request: &pb::PutRequest) -> Result<Op, Malformed> {
-        // Copies: what came over the wire shares the buffer that it was received in.
-        let key = Bytes::copy_from_slice(&request.key);
+        let key = request.key.clone();
         match request {
             _ if key.is_empty() => return Err(Malformed::EmptyKey),
             _ if request.ignore_value && !request.value.is_empty() => {
@@ -100,7 +99,7 @@ impl Asked {
         if request.prev_kv {
             self.need(Right::Read, &key, &Bytes::new());
         }
-        let (value, lease) = (Bytes::copy_from_slice(&request.value), LeaseId(request.lease));
+        let (value, lease) = (request.value.clone(), LeaseId(request.lease));
         if lease != LeaseId(0) {
             self.leases.push(lease);
         }
