@@ -44,6 +44,7 @@ fn main() -> ExitCode {
     if args.get(1).is_some_and(|arg| arg == POD_SHIM) {
         return knarr_sandbox::shim_main(&args[2..]);
     }
+    ALLOCATOR.give_back_soon();
     // Small memory comes in small pages, here and in the shims, which inherit it; containers do
     // not. A kernel without this has no huge pages either.
     let _ = rustix::thread::disable_transparent_huge_pages(true);

@@ -7,14 +7,31 @@
 #![allow(unsafe_code, reason = "an allocator hands out raw memory")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::ffi::c_long;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use libmimalloc_sys::{mi_option_set, mi_option_t};
 use mimalloc::MiMalloc;
 use rustix::fs::{Mode, OFlags, open};
 
 /// The allocator of a binary that is a shim where its first argument is this word.
 #[derive(Debug)]
 pub struct ByRole(pub &'static str);
+
+impl ByRole {
+    /// Free memory goes back to the system soon, where a second is mimalloc's own choice: a store
+    /// under load would hold 10 MB for that long, all the time.
+    pub fn give_back_soon(&self) {
+        if !self.is_shim() {
+            // SAFETY: an option may be set at any time; one that is read meanwhile is a number.
+            unsafe { mi_option_set(PURGE_DELAY, GIVE_BACK_MS) };
+        }
+    }
+}
+
+/// `mi_option_purge_delay` of mimalloc 3, in milliseconds.
+const PURGE_DELAY: mi_option_t = 15;
+const GIVE_BACK_MS: c_long = 10;
 
 const SERVER: u8 = 1;
 const SHIM: u8 = 2;
@@ -84,6 +101,16 @@ unsafe impl GlobalAlloc for ByRole {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Its number might be another's in another version: this one waits a second by itself.
+    #[test]
+    fn the_delay_is_the_option_that_is_meant() {
+        // SAFETY: only read.
+        let delay = || unsafe { libmimalloc_sys::mi_option_get(PURGE_DELAY) };
+        assert_eq!(delay(), 1000);
+        ByRole("pod-shim").give_back_soon();
+        assert_eq!(delay(), GIVE_BACK_MS);
+    }
 
     /// A test is run with arguments.
     #[test]
