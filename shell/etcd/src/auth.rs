@@ -44,13 +44,11 @@ impl Face {
         let known = known.filter(|user| !user.options.is_some_and(|options| options.no_password));
         let hash = known.and_then(|user| String::from_utf8(user.password.to_vec()).ok());
         let cost = self.config.bcrypt_cost;
-        let judge = move || match hash {
-            Some(hash) => bcrypt::verify(password, &hash),
-            // Takes as long as a wrong password, so that nobody learns which names there are.
-            None => bcrypt::hash(password, cost).map(|_| false),
+        let judge = move || {
+            is_right(hash, cost, |hash| bcrypt::verify(password, hash).is_ok_and(|right| right))
         };
         let right = tokio::task::spawn_blocking(judge).await;
-        if !matches!(right, Ok(Ok(true))) {
+        if !matches!(right, Ok(true)) {
             return Err(AuthError::AuthFailed);
         }
         self.tokens.issue(name, auth.revision())
@@ -60,6 +58,14 @@ impl Face {
     fn may_see(&self, caller: &Caller, theirs: bool) -> Result<(), Status> {
         if theirs { Ok(()) } else { self.administrates(&self.auth(), caller) }
     }
+}
+
+/// Whether a password is right. One for which there is no hash is compared with a hash all the
+/// same, so that the time it takes does not tell which names there are.
+fn is_right(hash: Option<String>, cost: u32, verify: impl FnOnce(&str) -> bool) -> bool {
+    let known = hash.is_some();
+    let hash = hash.unwrap_or_else(|| format!("$2b${cost:02}${}", ".".repeat(53)));
+    verify(&hash) && known
 }
 
 fn grade(named: authpb::Permission) -> auth::Permission {
@@ -250,5 +256,25 @@ impl Auth for Face {
             request.get_ref().clone();
         self.edited(&request, Edit::RoleRevoke(role, key, range_end)).await?;
         Ok(Response::new(pb::AuthRoleRevokePermissionResponse { header: self.header_now() }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_name_takes_as_long_as_a_wrong_password() {
+        let known = bcrypt::hash("secret", 5).expect("a cost of bcrypt's");
+        for hash in [Some(known), None] {
+            let mut asked = Vec::new();
+            let verify = |hash: &str| {
+                asked.push(hash.parse::<bcrypt::HashParts>().expect("a hash").get_cost());
+                bcrypt::verify("wrong", hash).expect("a hash")
+            };
+            assert!(!is_right(hash, 5, verify));
+            assert_eq!(asked, [5], "the time is that of the cost");
+        }
+        assert!(!is_right(None, 5, |_| true), "nobody has the password of nobody");
     }
 }
