@@ -8,13 +8,12 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
-use prost::Message as _;
 use prost_reflect::{
     DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, SerializeOptions,
 };
@@ -23,6 +22,7 @@ use tonic::{Code, Status};
 
 use crate::pages::Page;
 use crate::serve::Services;
+use crate::unary::framed;
 
 /// Paths below `/v3/`, and the methods behind them.
 const PATHS: &[(&str, &str)] = &[
@@ -179,16 +179,7 @@ async fn whole(input: &MessageDescriptor, body: Body, limit: usize) -> Result<By
     let mut reader = serde_json::Deserializer::from_slice(&text);
     let message = DynamicMessage::deserialize(input.clone(), &mut reader).map_err(malformed)?;
     reader.end().map_err(malformed)?;
-    Ok(frame(&message))
-}
-
-fn frame(message: &DynamicMessage) -> Bytes {
-    let len = message.encoded_len();
-    let mut out = BytesMut::with_capacity(5 + len);
-    out.put_u8(0);
-    out.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
-    message.encode(&mut out).expect("the room is there");
-    out.freeze()
+    framed(&message)
 }
 
 /// A body's messages as frames, as they come: they follow each other without a comma, none longer
@@ -204,7 +195,7 @@ fn frames(
             match first(&input, &mut read) {
                 Err(status) => return Some((Err(status), (Body::empty(), BytesMut::new(), input))),
                 Ok(Some(message)) => {
-                    return Some((Ok(Frame::data(frame(&message))), (body, read, input)));
+                    return Some((framed(&message).map(Frame::data), (body, read, input)));
                 }
                 Ok(None) if read.len() > limit => {
                     return Some((Err(too_large()), (Body::empty(), BytesMut::new(), input)));

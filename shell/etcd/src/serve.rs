@@ -211,6 +211,11 @@ async fn http1(
     }
 }
 
+/// The largest message that is taken, in bytes.
+fn largest(face: &Face) -> usize {
+    face.config.max_request_bytes + OVERHEAD
+}
+
 /// All services of a face.
 pub(crate) struct Services {
     pub(crate) face: Arc<Face>,
@@ -228,7 +233,7 @@ pub(crate) struct Services {
 
 impl Services {
     fn new(face: Arc<Face>, pages_only: bool) -> Self {
-        let largest = face.config.max_request_bytes + OVERHEAD;
+        let largest = largest(&face);
         Self {
             kv: KvServer::from_arc(face.clone()).max_decoding_message_size(largest),
             watch: WatchServer::new(Watches(face.clone())),
@@ -273,8 +278,7 @@ impl Services {
         if let Some(calls) = calls {
             calls.begun();
         }
-        let limit = self.face.config.max_request_bytes + OVERHEAD;
-        let answer = method.answer(&self.face, request, limit).await;
+        let answer = method.answer(&self.face, request, largest(&self.face)).await;
         if let Some(calls) = calls {
             calls.ended(answer.as_ref().map_or_else(Status::code, |_| Code::Ok));
             answer.iter().for_each(|message| calls.sent(message.len() - PREFIX));

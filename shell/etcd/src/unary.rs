@@ -56,10 +56,10 @@ impl Quick {
         let metadata = MetadataMap::from_headers(head.headers);
         let request = tonic::Request::from_parts(metadata, head.extensions, message);
         match self {
-            Self::Range => framed(face.range(decoded(request)?).await?),
-            Self::Put => framed(face.put(decoded(request)?).await?),
-            Self::Txn => framed(face.txn(decoded(request)?).await?),
-            Self::DeleteRange => framed(face.delete_range(decoded(request)?).await?),
+            Self::Range => framed(face.range(decoded(request)?).await?.get_ref()),
+            Self::Put => framed(face.put(decoded(request)?).await?.get_ref()),
+            Self::Txn => framed(face.txn(decoded(request)?).await?.get_ref()),
+            Self::DeleteRange => framed(face.delete_range(decoded(request)?).await?.get_ref()),
         }
     }
 }
@@ -111,12 +111,12 @@ fn decoded<T: Message + Default>(
     Ok(tonic::Request::from_parts(metadata, extensions, message))
 }
 
-fn framed(response: tonic::Response<impl Message>) -> Result<Bytes, Status> {
-    let message = response.into_inner();
+/// A message as it goes over the wire.
+pub(crate) fn framed(message: &impl Message) -> Result<Bytes, Status> {
     let len = message.encoded_len();
     let mut out = BytesMut::with_capacity(PREFIX + len);
     out.put_u8(0);
-    out.put_u32(u32::try_from(len).map_err(|_| Status::out_of_range("the answer is too large"))?);
+    out.put_u32(u32::try_from(len).map_err(|_| Status::out_of_range("the message is too large"))?);
     message.encode(&mut out).expect("the room is there");
     Ok(out.freeze())
 }
