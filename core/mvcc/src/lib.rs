@@ -49,3 +49,4 @@ pub use past::Undo;
 pub use settings::{Change, Settings};
 pub use snapshot::{Item, Meta, Restore, RestoreError, Walk};
 pub use time::{Mark, Marks};
+pub use version::Version;

@@ -3,6 +3,8 @@
 use alloc::vec::Vec;
 use bytes::Bytes;
 
+use crate::version::Version;
+
 /// A point in the one history of the keyspace. 0 is "before anything", the empty store stands at 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub u64);
@@ -213,9 +215,9 @@ pub struct RangeResult {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpResponse {
     /// The version that was replaced, if any; of a put and of an amendment.
-    Put(Option<KeyValue>),
+    Put(Option<Version>),
     /// The versions that were deleted, in key order.
-    Delete(Vec<KeyValue>),
+    Delete(Vec<Version>),
     /// What was read.
     Range(RangeResult),
     /// The answer of a nested transaction.

@@ -9,7 +9,7 @@ use core::cmp::Ordering;
 use crate::command::{Command, Refusal};
 use crate::keyspace::Keyspace;
 use crate::model::{
-    Compare, CompareOp, CompareTarget, KeyValue, LeaseId, Op, OpResponse, Query, RangeResult,
+    Compare, CompareOp, CompareTarget, LeaseId, Op, OpResponse, Query, RangeResult,
     Revision, Txn, TxnResponse,
 };
 use crate::version::Version;
@@ -112,7 +112,7 @@ impl Keyspace {
                     for version in &doomed {
                         self.write(version.key(), |_| Version::gone(revision, version.key()));
                     }
-                    OpResponse::Delete(doomed.iter().map(Version::kv).collect())
+                    OpResponse::Delete(doomed)
                 }
                 Op::Amend { key, value, lease } => {
                     let old = self.live_key(key).cloned().expect("decide() found it");
@@ -164,9 +164,8 @@ impl Keyspace {
         key: &[u8],
         value: &[u8],
         lease: LeaseId,
-    ) -> Option<KeyValue> {
-        let old = self.write(key, |old| Version::put(revision, old, key, value, lease));
-        old.as_ref().map(Version::kv)
+    ) -> Option<Version> {
+        self.write(key, |old| Version::put(revision, old, key, value, lease))
     }
 }
 

@@ -18,11 +18,12 @@ const HEAD: usize = 36;
 const ALLOCATION: usize = 24;
 
 /// A version of a key, or the mark that it was deleted; clones share it.
-#[derive(Clone, Debug)]
-pub(crate) struct Version(Arc<[u8]>);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version(Arc<[u8]>);
 
 impl Version {
-    pub(crate) fn of(kv: &KeyValue) -> Self {
+    /// The version that is shown like this.
+    pub fn of(kv: &KeyValue) -> Self {
         let numbers = [kv.mod_revision.0, kv.create_revision.0, kv.version, kv.lease.0 as u64];
         Self::new(numbers, &kv.key, &kv.value)
     }
@@ -100,7 +101,7 @@ impl Version {
     }
 
     /// What others are shown; it shares key and value, also of a deletion.
-    pub(crate) fn kv(&self) -> KeyValue {
+    pub fn kv(&self) -> KeyValue {
         let mut value = Bytes::from_owner(self.0.clone());
         value.advance(HEAD);
         let key = value.split_to(self.key_len());

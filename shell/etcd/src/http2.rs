@@ -162,6 +162,16 @@ async fn call(
             Err(status) => respond.send_response(status.into_http(), true).map(drop),
         };
     }
+    // Boxed: it is large, and the quick ones would carry the room for it.
+    Box::pin(call_slowly(services, request, respond)).await
+}
+
+/// Answers a call through the generated services.
+async fn call_slowly(
+    services: Arc<Services>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) -> Result<(), h2::Error> {
     let calls = services.face.metrics.calls(request.uri().path()).cloned();
     let counted = calls.clone().map(|calls| (calls, Meter::default()));
     let mut answer = pin!(services.answer(request.map(|body| Body::new(Received(body, counted)))));

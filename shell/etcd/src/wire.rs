@@ -260,13 +260,13 @@ pub(crate) fn op_response(
 ) -> Response {
     match (request, answer) {
         (Request::RequestPut(asked), OpResponse::Put(old)) => {
-            let prev_kv = old.filter(|_| asked.prev_kv).map(key_value);
+            let prev_kv = old.filter(|_| asked.prev_kv).map(|old| key_value(old.kv()));
             Response::ResponsePut(pb::PutResponse { header: Some(header), prev_kv })
         }
         (Request::RequestDeleteRange(asked), OpResponse::Delete(gone)) => {
             let deleted = i64::try_from(gone.len()).unwrap_or(i64::MAX);
             let kept = if asked.prev_kv { gone } else { Vec::new() };
-            let prev_kvs = kept.into_iter().map(key_value).collect();
+            let prev_kvs = kept.iter().map(|gone| key_value(gone.kv())).collect();
             let header = Some(header);
             Response::ResponseDeleteRange(pb::DeleteRangeResponse { header, deleted, prev_kvs })
         }

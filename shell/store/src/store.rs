@@ -433,7 +433,8 @@ impl Store {
         let _under_way = measures.begin();
         let result = match &self.shared.backend {
             Backend::Log(log) => log.submit(command, &self.shared.config).await,
-            Backend::External(external) => external.submit(command).await,
+            // Boxed: it is large, and writes to a log would carry the room for it.
+            Backend::External(external) => Box::pin(external.submit(command)).await,
         };
         measures.note(&result);
         result

@@ -225,13 +225,13 @@ impl Run<'_> {
                     lease: *lease,
                 };
                 self.change(key, Some(kv));
-                OpResponse::Put(old)
+                OpResponse::Put(old.as_ref().map(Version::of))
             }
             Op::Amend { .. } => unreachable!("amendments are tested by script"),
             Op::Delete { range } => {
                 let gone = within(&self.now, range);
                 gone.iter().for_each(|kv| self.change(&kv.key, None));
-                OpResponse::Delete(gone)
+                OpResponse::Delete(gone.iter().map(Version::of).collect())
             }
             Op::Range(query) if query.at == Revision(0) => {
                 OpResponse::Range(answer(query, &self.now))

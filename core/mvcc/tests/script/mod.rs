@@ -157,10 +157,10 @@ fn write_txn(out: &mut String, response: &TxnResponse, depth: usize) {
     let branch = if response.succeeded { "success" } else { "failure" };
     writeln!(out, "{pad}revision {}, {branch}", response.revision.0).unwrap();
     for answer in &response.responses {
-        let (name, kvs): (_, &[KeyValue]) = match answer {
-            OpResponse::Put(old) => ("put, was", old.as_slice()),
-            OpResponse::Delete(kvs) => ("deleted", kvs),
-            OpResponse::Range(found) => ("read", &found.kvs),
+        let (name, kvs): (_, Vec<KeyValue>) = match answer {
+            OpResponse::Put(old) => ("put, was", old.iter().map(Version::kv).collect()),
+            OpResponse::Delete(gone) => ("deleted", gone.iter().map(Version::kv).collect()),
+            OpResponse::Range(found) => ("read", found.kvs.clone()),
             OpResponse::Txn(nested) => {
                 write_txn(out, nested, depth + 1);
                 continue;

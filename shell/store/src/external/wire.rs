@@ -12,7 +12,7 @@ use knarr_etcdpb::etcdserverpb::response_op::Response;
 use knarr_etcdpb::{etcdserverpb as pb, mvccpb};
 use knarr_mvcc::{
     Compare, CompareOp, CompareTarget, KeyRange, KeyValue, LeaseId, Op, OpResponse, OrderBy, Part,
-    Query, RangeEnd, RangeResult, Revision, Txn, TxnResponse,
+    Query, RangeEnd, RangeResult, Revision, Txn, TxnResponse, Version,
 };
 
 /// Makes of what others wrote under a key what we would have written.
@@ -205,10 +205,12 @@ impl Scope {
         let responses = answer.responses.into_iter().filter_map(|op| op.response);
         let responses = responses.map(|response| match response {
             Response::ResponsePut(put) => {
-                OpResponse::Put(put.prev_kv.and_then(|kv| self.key_value(kv)))
+                let old = put.prev_kv.and_then(|kv| self.key_value(kv));
+                OpResponse::Put(old.as_ref().map(Version::of))
             }
             Response::ResponseDeleteRange(gone) => {
-                OpResponse::Delete(self.key_values(gone.prev_kvs))
+                let gone = self.key_values(gone.prev_kvs);
+                OpResponse::Delete(gone.iter().map(Version::of).collect())
             }
             Response::ResponseRange(found) => OpResponse::Range(self.found(found)),
             Response::ResponseTxn(nested) => OpResponse::Txn(self.done_at(nested, at)),

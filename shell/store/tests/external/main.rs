@@ -249,7 +249,7 @@ async fn values_are_turned_on_every_way_in() {
     assert_eq!(get(&store, "b").unwrap().value, "canonical");
     let answer = store.txn(put("b", "ours")).await.unwrap();
     let OpResponse::Put(Some(before)) = &answer.responses[0] else { panic!("{answer:?}") };
-    assert_eq!(before.value, "canonical");
+    assert_eq!(before.kv().value, "canonical");
 }
 
 #[tokio::test(flavor = "multi_thread")]
