@@ -9,8 +9,8 @@ use core::cmp::Ordering;
 use crate::command::{Command, Refusal};
 use crate::keyspace::Keyspace;
 use crate::model::{
-    Compare, CompareOp, CompareTarget, LeaseId, Op, OpResponse, Query, RangeResult,
-    Revision, Txn, TxnResponse,
+    Compare, CompareOp, CompareTarget, LeaseId, Op, OpResponse, Query, RangeResult, Revision, Txn,
+    TxnResponse,
 };
 use crate::version::Version;
 

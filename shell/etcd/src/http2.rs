@@ -7,17 +7,20 @@ use std::future::poll_fn;
 use std::io;
 use std::mem;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Wake, Waker, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use futures_util::task::AtomicWaker;
 use h2::server::{Builder, SendResponse};
 use h2::{RecvStream, SendStream};
 use http::{Request, Response};
 use http_body::{Body as _, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::task::unconstrained;
 use tonic::Status;
 use tonic::body::Body;
 
@@ -32,6 +35,8 @@ const WINDOWS: (u32, u32) = (1 << 20, 4 << 20);
 const HEADERS: u32 = 16 << 10;
 /// What waits to be sent before a connection is held up, in bytes.
 const OUTBOX: usize = 64 << 10;
+/// How often a connection's task looks for more to do before it lets others have their turn.
+const ROUNDS: usize = 32;
 
 /// Serves one connection until it ends; once `drained`, calls in flight are finished.
 pub(crate) async fn serve(
@@ -50,12 +55,18 @@ pub(crate) async fn serve(
         .await?;
     let mut calls = FuturesUnordered::new();
     let (mut drained, mut draining) = (pin!(drained), false);
-    let served = poll_fn(|cx| {
-        if !draining && drained.as_mut().poll(cx).is_ready() {
-            draining = true;
-            connection.graceful_shutdown();
-        }
-        loop {
+    let ear = Arc::<Ear>::default();
+    let served = unconstrained(poll_fn(|cx| {
+        ear.task.register(cx.waker());
+        let waker = Waker::from(ear.clone());
+        let inner = &mut Context::from_waker(&waker);
+        for _ in 0..ROUNDS {
+            ear.attend();
+            let cx = &mut *inner;
+            if !draining && drained.as_mut().poll(cx).is_ready() {
+                draining = true;
+                connection.graceful_shutdown();
+            }
             while let Poll::Ready(next) = connection.poll_accept(cx) {
                 let Some(next) = next else { return Poll::Ready(Ok(())) };
                 let (mut request, respond) = next?;
@@ -65,22 +76,66 @@ pub(crate) async fn serve(
                 calls.push(call(services.clone(), request, respond));
             }
             // All calls that can go on do so before anything is sent.
-            let mut again = false;
-            while let Poll::Ready(Some(_)) = calls.poll_next_unpin(cx) {
-                again = true;
-            }
+            let (mut again, committed) = services.face.store.together(|| {
+                let mut again = false;
+                while let Poll::Ready(Some(_)) = calls.poll_next_unpin(cx) {
+                    again = true;
+                }
+                again
+            });
+            again |= committed;
             again |= outbox.poll_send(&mut write, cx)?;
-            if !again {
+            if !again && ear.rest() {
                 return Poll::Pending;
             }
         }
-    });
+        // Others want to have their turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }));
     let served = served.await;
     // The last words, to a client that may have gone.
     let rest = mem::take(&mut *outbox.held());
     let _ = write.write_all(&rest).await;
     let _ = write.shutdown().await;
     served
+}
+
+/// Hears that a connection's task has something to do. While the task is at work nobody needs to
+/// wake it: most of it comes from what it does itself.
+#[derive(Default)]
+struct Ear {
+    task: AtomicWaker,
+    state: AtomicU8,
+}
+
+const RESTING: u8 = 0;
+const AT_WORK: u8 = 1;
+const CALLED: u8 = 2;
+
+impl Ear {
+    /// All that was heard is looked after now.
+    fn attend(&self) {
+        self.state.store(AT_WORK, Ordering::SeqCst);
+    }
+
+    /// Whether nothing was heard meanwhile; from now on the task is woken.
+    fn rest(&self) -> bool {
+        let (order, otherwise) = (Ordering::SeqCst, Ordering::SeqCst);
+        self.state.compare_exchange(AT_WORK, RESTING, order, otherwise).is_ok()
+    }
+}
+
+impl Wake for Ear {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.state.swap(CALLED, Ordering::SeqCst) == RESTING {
+            self.task.wake();
+        }
+    }
 }
 
 /// What a connection has to say, until all calls have had their turn: then it goes in one piece,
@@ -275,6 +330,29 @@ impl http_body::Body for Received {
 mod tests {
     use super::*;
     use std::task::Waker;
+
+    #[test]
+    fn an_ear_wakes_who_rests() {
+        #[derive(Default)]
+        struct Woken(AtomicU8);
+        impl Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        let (ear, woken) = (Arc::<Ear>::default(), Arc::<Woken>::default());
+        let times = || woken.0.load(Ordering::SeqCst);
+        ear.task.register(&woken.clone().into());
+        ear.attend();
+        ear.wake_by_ref();
+        assert!(!ear.rest(), "there is more to do");
+        ear.attend();
+        assert!(ear.rest());
+        assert_eq!(times(), 0, "who is at work need not be woken");
+        ear.wake_by_ref();
+        ear.wake_by_ref();
+        assert_eq!(times(), 1);
+    }
 
     #[test]
     fn an_outbox_is_held_up_until_it_was_sent() {

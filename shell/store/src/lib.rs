@@ -38,6 +38,7 @@ mod measure;
 mod memory;
 mod pace;
 mod past;
+mod queue;
 mod record;
 mod recovery;
 pub mod sim;

@@ -1,6 +1,5 @@
 //! The handle everybody holds.
 
-use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::thread;
 
@@ -21,10 +20,11 @@ use crate::external::{External, ExternalConfig};
 use crate::items::Items;
 use crate::measure::{MeasuredDisk, Measures};
 use crate::past::Past;
+use crate::queue::Queue;
 use crate::spawn::{Spawn, Threads};
 use crate::usage::Usage;
 use crate::watch::{Bell, Hub, Watch};
-use crate::writer::{Job, Message, Writer};
+use crate::writer::{Desk, Job, Message, Writer};
 
 /// A handle to the store; clones share it.
 #[derive(Clone, Debug)]
@@ -58,7 +58,9 @@ enum Backend {
 struct Log {
     /// One permit per KiB of queued commands.
     room: Arc<Semaphore>,
-    queue: mpsc::Sender<Message>,
+    queue: Arc<Queue>,
+    /// Where the writer is, if it has a thread.
+    desk: Option<Arc<Desk>>,
     /// The writer's; a closed store lets its files go.
     archive: Weak<Archive>,
     usage: Arc<Usage>,
@@ -76,7 +78,7 @@ impl Store {
         clock: Arc<dyn Clock>,
         config: StoreConfig,
     ) -> Result<Self, OpenError> {
-        Self::begin(disk, clock, config, Arc::new(Threads), |writer| Some(writer.spawn()))
+        Self::begin(disk, clock, config, Arc::new(Threads), |writer| Some(Desk::open(writer)))
     }
 
     /// The same, with a writer that is run somehow.
@@ -85,7 +87,7 @@ impl Store {
         clock: Arc<dyn Clock>,
         config: StoreConfig,
         workers: Arc<dyn Spawn>,
-        run: impl FnOnce(Writer) -> Option<thread::JoinHandle<()>>,
+        run: impl FnOnce(Writer) -> Option<(Arc<Desk>, thread::JoinHandle<()>)>,
     ) -> Result<Self, OpenError> {
         let measures = Arc::<Measures>::default();
         let disk = Arc::new(MeasuredDisk { disk, measures: measures.clone() });
@@ -99,7 +101,7 @@ impl Store {
         let failure = engine.failure();
         let now = clock.now();
         let compactor = Compactor::new(config.auto_compaction, now, revision);
-        let (queue, inbox) = mpsc::channel();
+        let queue = Arc::<Queue>::default();
         let (announce, durable) = watch::channel(revision);
         let hub = Arc::new(Hub::default());
         hub.publish(&read_lock(&keyspace));
@@ -107,13 +109,12 @@ impl Store {
         let room = Arc::new(Semaphore::new(kib(config.queue_bytes) as usize));
         let writer = Writer {
             engine,
-            inbox,
+            queue: queue.clone(),
             room: room.clone(),
             announce,
             hub: hub.clone(),
             clock: clock.clone(),
             held: None,
-            queue: queue.clone(),
             workers,
             checkpoint: None,
             archive: None,
@@ -122,9 +123,11 @@ impl Store {
             untidy: true,
             usage: usage.clone(),
             retry_at: 0,
+            prompt: 0,
         };
-        let writer = Mutex::new(run(writer));
-        let backend = Backend::Log(Log { room, queue, archive, usage, failure, writer });
+        let (desk, writer) = run(writer).unzip();
+        let writer = Mutex::new(writer);
+        let backend = Backend::Log(Log { room, queue, desk, archive, usage, failure, writer });
         let shared =
             Shared { keyspace, durable, hub, term, clock, config, identity, measures, backend };
         Ok(Self { shared: Arc::new(shared) })
@@ -423,6 +426,17 @@ impl Store {
         }
     }
 
+    /// Runs something that sends commands, as many as there are, without waiting for them: the log
+    /// takes them together. A command that is alone may be committed by this thread, which waits
+    /// for the disk then, if that answers promptly: not for threads on which others depend. Whether
+    /// that was so comes with the result.
+    pub fn together<R>(&self, send: impl FnOnce() -> R) -> (R, bool) {
+        match &self.shared.backend {
+            Backend::Log(log) => log.together(send),
+            Backend::External(_) => (send(), false),
+        }
+    }
+
     /// Runs a command; resolves once it is durable and readers see its effect.
     ///
     /// # Errors
@@ -442,6 +456,14 @@ impl Store {
 }
 
 impl Log {
+    fn together<R>(&self, send: impl FnOnce() -> R) -> (R, bool) {
+        let sending = self.queue.begin();
+        let sent = send();
+        let lone = self.queue.lone(|| self.desk.as_ref()?.at_hand());
+        drop(sending);
+        (sent, lone.map(|(job, writer)| writer.commit(job)).is_some())
+    }
+
     async fn submit(&self, command: Command, config: &StoreConfig) -> Result<Answer, StoreError> {
         let bytes = command.encode();
         let limit = config.command_bytes;

@@ -1,15 +1,18 @@
-//! The writer thread: takes what is waiting as one batch, commits it, answers.
+//! The writer: takes what is waiting as one batch, commits it, answers.
 //!
-//! The one thread that may touch the log. Should it panic the process aborts: a half-applied
-//! batch must not be served, and the log has everything a restart needs.
+//! It has a thread. A command that comes alone, to a disk that answers at once, is committed by
+//! the thread that sends it: waking another and being woken takes longer than the disk does. Only
+//! one at a time may touch the log. Should it panic the process aborts: a half-applied batch must
+//! not be served, and the log has everything a restart needs.
 
+use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process;
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use knarr_mvcc::{Command, Compactor, Outcome, Revision};
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -17,6 +20,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use crate::clock::Clock;
 use crate::engine::{Engine, Entry};
 use crate::error::StoreError;
+use crate::queue::Queue;
 use crate::spawn::Spawn;
 use crate::store::read_lock;
 use crate::usage::Usage;
@@ -28,6 +32,10 @@ const EXPIRY_RETRY: u64 = 5_000;
 const MARK_EVERY: u64 = 1_000;
 /// How many leases end with one sync.
 const EXPIRY_BATCH: usize = 256;
+/// A disk that makes batches durable in this time, so many in a row, may be waited for by threads
+/// that have other work.
+const PROMPT: Duration = Duration::from_micros(500);
+const PROMPT_STREAK: u32 = 8;
 
 /// What the writer is told.
 #[derive(Debug)]
@@ -57,7 +65,7 @@ pub(crate) struct Job {
 /// The thread's state.
 pub(crate) struct Writer {
     pub(crate) engine: Engine,
-    pub(crate) inbox: Receiver<Message>,
+    pub(crate) queue: Arc<Queue>,
     /// What is free of the queue.
     pub(crate) room: Arc<Semaphore>,
     pub(crate) announce: watch::Sender<Revision>,
@@ -65,8 +73,6 @@ pub(crate) struct Writer {
     pub(crate) clock: Arc<dyn Clock>,
     /// The message that did not fit into the last batch.
     pub(crate) held: Option<Message>,
-    /// For the checkpoint thread.
-    pub(crate) queue: Sender<Message>,
     pub(crate) workers: Arc<dyn Spawn>,
     pub(crate) checkpoint: Option<Receiver<io::Result<u64>>>,
     pub(crate) archive: Option<Receiver<io::Result<()>>>,
@@ -78,29 +84,79 @@ pub(crate) struct Writer {
     pub(crate) usage: Arc<Usage>,
     /// Before this moment ended leases are not tried again.
     pub(crate) retry_at: u64,
+    /// Batches in a row that the disk took promptly.
+    pub(crate) prompt: u32,
 }
 
-impl Writer {
-    /// Starts the thread.
-    pub(crate) fn spawn(self) -> thread::JoinHandle<()> {
-        let body = move || {
-            if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
-                tracing::error!("the log writer panicked: aborting, the log has the truth");
-                process::abort();
-            }
-        };
+/// Where the writer is found: by its thread, and by a caller with a lone command.
+pub(crate) struct Desk(Mutex<Option<Writer>>);
+
+impl Desk {
+    /// Starts the writer's thread.
+    pub(crate) fn open(writer: Writer) -> (Arc<Self>, thread::JoinHandle<()>) {
+        let queue = writer.queue.clone();
+        let desk = Arc::new(Self(Mutex::new(Some(writer))));
         let builder = thread::Builder::new().name("knarr-log".into());
-        builder.spawn(body).expect("a process that starts can start one thread")
+        let body = desk.clone();
+        let thread = builder.spawn(move || or_abort(|| body.run(&queue)));
+        (desk, thread.expect("a process that starts can start one thread"))
     }
 
-    fn run(mut self) {
-        while let Some(message) = self.receive() {
-            if let Some(done) = self.turn(message) {
-                return self.close(done);
+    fn run(&self, queue: &Queue) {
+        loop {
+            let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(writer) = held.as_mut() else { return };
+            match writer.poll() {
+                Some(message) => {
+                    if let Some(done) = writer.turn(message)
+                        && let Some(writer) = held.take()
+                    {
+                        return writer.close(done);
+                    }
+                }
+                None if writer.untidy => {}
+                None => {
+                    let wake_at = writer.wake_at();
+                    let left = wake_at.map(|at| at.saturating_sub(writer.clock.now()));
+                    drop(held);
+                    queue.wait(left.map(Duration::from_millis));
+                }
             }
         }
     }
 
+    /// The writer, if nobody has it and it does not keep a caller long.
+    pub(crate) fn at_hand(&self) -> Option<AtHand<'_>> {
+        let held = self.0.try_lock().ok()?;
+        held.as_ref().is_some_and(Writer::is_prompt).then_some(AtHand(held))
+    }
+}
+
+/// The writer in the hands of a caller.
+pub(crate) struct AtHand<'a>(MutexGuard<'a, Option<Writer>>);
+
+impl AtHand<'_> {
+    pub(crate) fn commit(mut self, job: Box<Job>) {
+        let writer = self.0.as_mut().expect("it was there");
+        or_abort(|| writer.turn(Message::Write(job)));
+    }
+}
+
+impl fmt::Debug for Desk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Desk").finish_non_exhaustive()
+    }
+}
+
+/// Does something that must not be left half done.
+fn or_abort<R>(work: impl FnOnce() -> R) -> R {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        tracing::error!("the log writer panicked: aborting, the log has the truth");
+        process::abort();
+    })
+}
+
+impl Writer {
     /// Takes one message, and does what is due. Whoever wants the writer closed comes back.
     pub(crate) fn turn(&mut self, message: Message) -> Option<oneshot::Sender<()>> {
         match message {
@@ -116,6 +172,10 @@ impl Writer {
         self.checkpoint();
         self.archive();
         None
+    }
+
+    fn is_prompt(&self) -> bool {
+        self.prompt >= PROMPT_STREAK
     }
 
     /// Starts the checkpoint that is due. It has its own thread, because it takes long and only
@@ -178,33 +238,9 @@ impl Writer {
         let _ = done.send(());
     }
 
-    /// The next message; `Wake` when something is due first, `None` when nobody can send any more.
-    /// While nobody writes, history is forgotten.
-    fn receive(&mut self) -> Option<Message> {
-        if let Some(held) = self.held.take() {
-            return Some(held);
-        }
-        while self.untidy {
-            match self.inbox.try_recv() {
-                Ok(message) => return Some(message),
-                Err(TryRecvError::Empty) => self.untidy = self.engine.forget(),
-                Err(TryRecvError::Disconnected) => return None,
-            }
-        }
-        let Some(wake_at) = self.wake_at() else {
-            return self.inbox.recv().ok();
-        };
-        let wait = Duration::from_millis(wake_at.saturating_sub(self.clock.now()));
-        match self.inbox.recv_timeout(wait) {
-            Ok(message) => Some(message),
-            Err(RecvTimeoutError::Timeout) => Some(Message::Wake),
-            Err(RecvTimeoutError::Disconnected) => None,
-        }
-    }
-
     /// The next message if there is one, without waiting for it; else a piece of history goes.
     pub(crate) fn poll(&mut self) -> Option<Message> {
-        let sent = self.held.take().or_else(|| self.inbox.try_recv().ok());
+        let sent = self.held.take().or_else(|| self.queue.take());
         if sent.is_none() && self.untidy {
             self.untidy = self.engine.forget();
         }
@@ -234,7 +270,9 @@ impl Writer {
             }
         }
         if !entries.is_empty() {
+            let begun = Instant::now();
             let results = self.log(entries);
+            self.prompt = if begun.elapsed() <= PROMPT { self.prompt.saturating_add(1) } else { 0 };
             self.publish();
             answer(replies, results);
         }
@@ -296,7 +334,7 @@ impl Writer {
     }
 
     fn next_fitting(&mut self, room: usize) -> Option<Job> {
-        match self.inbox.try_recv().ok()? {
+        match self.queue.take()? {
             Message::Write(job) if Engine::cost(&job.bytes) <= room => Some(*job),
             other => {
                 self.held = Some(other);
@@ -335,6 +373,7 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         self.hub.close();
+        self.queue.close();
     }
 }
 

@@ -2,9 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
 use std::future::Future;
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
 use knarr_store::mvcc::{
@@ -12,7 +16,7 @@ use knarr_store::mvcc::{
 };
 use knarr_store::sim::{Fault, SimClock, SimDisk};
 use knarr_store::{
-    ArchiveConfig, AutoCompaction, Disk as _, OpenError, Past, PastError, ReadDisk, RealDisk,
+    ArchiveConfig, AutoCompaction, Disk, DiskFile, OpenError, Past, PastError, ReadDisk, RealDisk,
     Store, StoreConfig, StoreError, SystemClock, Watch, WatchError,
 };
 
@@ -132,6 +136,106 @@ async fn writers_share_a_sync_and_readers_do_not_wait_for_it() {
     }
     assert_eq!(revisions, (2..102).map(Revision).collect::<Vec<_>>());
     assert!(disk.syncs() - before <= 2, "{} syncs for 100 writes", disk.syncs() - before);
+}
+
+/// A disk that can be made slow.
+#[derive(Debug, Default)]
+struct Tired {
+    disk: SimDisk,
+    is_slow: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+struct TiredFile(Box<dyn DiskFile>, Arc<AtomicBool>);
+
+impl Disk for Tired {
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.disk.list()
+    }
+    fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(TiredFile(self.disk.open(name)?, self.is_slow.clone())))
+    }
+    fn create(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(TiredFile(self.disk.create(name)?, self.is_slow.clone())))
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.disk.remove(name)
+    }
+    fn sync_dir(&self) -> io::Result<()> {
+        self.disk.sync_dir()
+    }
+}
+
+impl DiskFile for TiredFile {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, buf)
+    }
+    fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_at(offset, data)
+    }
+    fn preallocate(&mut self, len: u64) -> io::Result<()> {
+        self.0.preallocate(len)
+    }
+    fn sync_data(&mut self) -> io::Result<()> {
+        if self.1.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(2));
+        }
+        self.0.sync_data()
+    }
+}
+
+/// Sends puts together; whether the sender committed one, and all answers.
+async fn send_together(store: &Store, keys: &[&str]) -> (bool, Vec<Revision>) {
+    let mut puts: Vec<_> = keys.iter().map(|key| Box::pin(store.txn(put(key, b"x")))).collect();
+    let (ready, committed) = store.together(|| puts.iter_mut().map(poll_once).collect::<Vec<_>>());
+    assert!(ready.iter().all(Poll::is_pending), "nobody is answered before the end");
+    let mut revisions = Vec::new();
+    for mut put in puts {
+        if committed {
+            let Poll::Ready(answer) = poll_once(&mut put) else { panic!("it is committed") };
+            revisions.push(answer.unwrap().revision);
+        } else {
+            revisions.push(put.await.unwrap().revision);
+        }
+    }
+    (committed, revisions)
+}
+
+#[tokio::test]
+async fn a_lone_command_on_a_prompt_disk_is_committed_by_its_sender() {
+    let disk = Tired::default();
+    let slow = disk.is_slow.clone();
+    let store = Store::open(Arc::new(disk), Arc::new(SimClock::default()), small()).unwrap();
+    assert!(!send_together(&store, &["a"]).await.0, "nobody knows the disk yet");
+    // The writer's thread may still be at it; how long that takes is nobody's business.
+    let lone = async |keys: &'static [&str]| send_together(&store, keys).await;
+    while !lone(&["a"]).await.0 {}
+    let (committed, revisions) = lone(&["b", "c"]).await;
+    assert!(!committed, "two are the writer's thread's");
+    assert_eq!(revisions[1], revisions[0].next());
+    while !lone(&["a"]).await.0 {}
+    for _ in 0..5 {
+        assert_eq!(store.together(|| ()), ((), false));
+    }
+    assert!(!lone(&["a"]).await.0, "its sender has other work");
+    while !lone(&["a"]).await.0 {}
+    slow.store(true, Ordering::Relaxed);
+    let mut waited = 0;
+    for _ in 0..5 {
+        waited += u32::from(lone(&["a"]).await.0);
+    }
+    assert!(waited <= 1, "what was slow is not waited for again");
+    slow.store(false, Ordering::Relaxed);
+    while !lone(&["a"]).await.0 {}
+    store.close().await;
+    let refused = store.together(|| poll_once(&mut Box::pin(store.txn(put("a", b"x")))));
+    assert!(matches!(refused, (Poll::Ready(Err(StoreError::Closed)), false)), "{refused:?}");
 }
 
 #[tokio::test]

@@ -48,7 +48,11 @@ fn create(key: &str, value: &str) -> Command {
 
 /// A put that made a revision.
 fn wrote(called: u64, until: u64, key: &str, value: &str, at: u64, old: Option<KeyValue>) -> Call {
-    call(called, until, What::Write(put(key, value), ok(at, true, OpResponse::Put(old.as_ref().map(Version::of)))))
+    call(
+        called,
+        until,
+        What::Write(put(key, value), ok(at, true, OpResponse::Put(old.as_ref().map(Version::of)))),
+    )
 }
 
 fn unknown(called: u64, until: u64, key: &str, value: &str) -> Call {
