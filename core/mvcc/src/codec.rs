@@ -19,6 +19,7 @@ use crate::model::{
 use crate::settings::Change;
 use crate::snapshot::{Item, Meta};
 use crate::time::Mark;
+use crate::version::Version;
 
 /// The version this build writes, the first byte of everything.
 const VERSION: u8 = 1;
@@ -122,51 +123,54 @@ impl Command {
 impl Item {
     /// The item as bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::from([VERSION]);
+        let mut out = Vec::new();
+        self.encode_to(&mut out);
+        out
+    }
+
+    /// Adds the item's bytes to others.
+    pub fn encode_to(&self, out: &mut Vec<u8>) {
+        out.push(VERSION);
         match self {
             Self::Meta(m) => {
                 out.push(0);
-                put_numbers(&mut out, &[m.index, m.revision.0, m.compacted.0, m.floor.0]);
+                put_numbers(out, &[m.index, m.revision.0, m.compacted.0, m.floor.0]);
             }
             Self::Lease { id, ttl_secs } => {
                 out.push(1);
-                put_numbers(&mut out, &[id.0 as u64, *ttl_secs as u64]);
+                put_numbers(out, &[id.0 as u64, *ttl_secs as u64]);
             }
             Self::Base(kv) => {
                 out.push(2);
-                put_kv(&mut out, kv);
+                put_kv(out, &Parts::of(kv));
             }
             Self::Change { new: Some(kv), .. } => {
                 out.push(3);
-                put_kv(&mut out, kv);
+                put_kv(out, &Parts::of(kv));
             }
             Self::Change { revision, key, new: None } => {
                 out.push(4);
-                put_number(&mut out, revision.0);
-                put_bytes(&mut out, key);
+                put_number(out, revision.0);
+                put_bytes(out, key);
             }
             Self::Settings { version } => {
                 out.push(5);
-                put_number(&mut out, *version);
+                put_number(out, *version);
             }
             Self::Setting { key, value } => {
                 out.push(6);
-                put_bytes(&mut out, key);
-                put_bytes(&mut out, value);
+                put_bytes(out, key);
+                put_bytes(out, value);
             }
             Self::Mark(mark) => {
                 out.push(7);
-                put_numbers(&mut out, &[mark.revision.0, mark.wall_ms]);
+                put_numbers(out, &[mark.revision.0, mark.wall_ms]);
             }
             Self::Past(event) => {
-                out.push(8);
-                put_number(&mut out, event.revision.0);
-                put_bytes(&mut out, &event.key);
-                put_option(&mut out, event.new.as_ref(), put_kv);
-                put_option(&mut out, event.old.as_ref(), put_kv);
+                let (new, old) = (event.new.as_ref().map(Parts::of), event.old.as_ref());
+                put_past(out, event.revision, &event.key, new, old.map(Parts::of));
             }
         }
-        out
     }
 
     /// The item of these bytes.
@@ -224,10 +228,48 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-fn put_kv(out: &mut Vec<u8>, kv: &KeyValue) {
-    put_bytes(out, &kv.key);
-    put_bytes(out, &kv.value);
-    put_numbers(out, &[kv.create_revision.0, kv.mod_revision.0, kv.version, kv.lease.0 as u64]);
+/// What is written of a version: key, value, and the revision of its creation, its own, its number
+/// and its lease.
+pub(crate) struct Parts<'a>(pub(crate) &'a [u8], pub(crate) &'a [u8], pub(crate) [u64; 4]);
+
+impl<'a> Parts<'a> {
+    fn of(kv: &'a KeyValue) -> Self {
+        let numbers = [kv.create_revision.0, kv.mod_revision.0, kv.version, kv.lease.0 as u64];
+        Self(&kv.key, &kv.value, numbers)
+    }
+}
+
+fn put_kv(out: &mut Vec<u8>, Parts(key, value, numbers): &Parts<'_>) {
+    put_bytes(out, key);
+    put_bytes(out, value);
+    put_numbers(out, numbers);
+}
+
+/// Adds what follows the format's version in an [`Item::Past`].
+fn put_past(
+    out: &mut Vec<u8>,
+    revision: Revision,
+    key: &[u8],
+    new: Option<Parts<'_>>,
+    old: Option<Parts<'_>>,
+) {
+    out.push(8);
+    put_number(out, revision.0);
+    put_bytes(out, key);
+    put_option(out, new.as_ref(), put_kv);
+    put_option(out, old.as_ref(), put_kv);
+}
+
+/// Adds the bytes of an [`Item::Past`].
+pub(crate) fn encode_past(
+    out: &mut Vec<u8>,
+    revision: Revision,
+    new: &Version,
+    old: Option<&Version>,
+) {
+    out.push(VERSION);
+    let live = new.is_live().then(|| new.parts());
+    put_past(out, revision, new.key(), live, old.map(Version::parts));
 }
 
 fn put_range(out: &mut Vec<u8>, range: &KeyRange) {

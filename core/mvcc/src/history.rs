@@ -1,9 +1,10 @@
 //! The recent past: every change after a floor, in order. A watcher is a cursor into it.
 
-use alloc::collections::VecDeque;
+use alloc::collections::{VecDeque, vec_deque};
 use alloc::vec::Vec;
 use core::{fmt, mem};
 
+use crate::codec::encode_past;
 use crate::keys::Key;
 use crate::keyspace::Keyspace;
 use crate::model::{Event, KeyRange, Revision};
@@ -31,7 +32,7 @@ pub(crate) struct History {
 /// A change. The changes of one key are linked, latest first: what a key was is found from what it
 /// is, and forgetting the oldest changes is all that forgetting takes.
 #[derive(Clone, Debug)]
-pub(crate) struct Change {
+pub struct Change {
     revision: Revision,
     /// What came; maybe a deletion.
     pub(crate) new: Version,
@@ -48,6 +49,28 @@ pub struct EventBatch {
     pub events: Vec<Event>,
     /// The next cursor: everything up to it, inclusive, has been seen.
     pub next: Revision,
+}
+
+/// Changes in a row, as they are held. It never splits one revision.
+#[derive(Debug)]
+pub struct Piece<'a> {
+    changes: vec_deque::Iter<'a, Change>,
+    /// Everything up to it, inclusive, is in it.
+    pub upto: Revision,
+    /// What its changes weigh.
+    pub weight: usize,
+}
+
+impl<'a> Piece<'a> {
+    /// The changes, oldest first.
+    pub fn changes(&self) -> impl Iterator<Item = &'a Change> + use<'a> {
+        self.changes.clone()
+    }
+
+    /// The first revision that is in it.
+    pub fn first(&self) -> Revision {
+        self.changes.clone().next().map_or(self.upto, |change| change.revision)
+    }
 }
 
 /// The asked part of history is no longer held.
@@ -109,6 +132,15 @@ impl Keyspace {
             return Err(self.gone());
         }
         Ok(self.history.after(after).map(|change| (change.revision, change.new.key())))
+    }
+
+    /// The changes after a revision, until they are `bytes` long; none when changes after it were
+    /// forgotten, or there are none.
+    pub fn piece(&self, after: Revision, bytes: usize) -> Option<Piece<'_>> {
+        if after < self.history.floor || after >= self.revision {
+            return None;
+        }
+        Some(self.history.piece(after, self.revision, bytes))
     }
 
     fn gone(&self) -> Compacted {
@@ -204,6 +236,22 @@ impl History {
         self.changes.range(first..)
     }
 
+    fn piece(&self, after: Revision, newest: Revision, bytes: usize) -> Piece<'_> {
+        let first = self.changes.partition_point(|change| change.revision <= after);
+        let (mut end, mut upto, mut weight, mut len) = (first, after, 0, 0);
+        for change in self.changes.range(first..) {
+            if len >= bytes && change.revision > upto {
+                let changes = self.changes.range(first..end);
+                return Piece { changes, upto, weight };
+            }
+            upto = change.revision;
+            weight += change.weight();
+            len += change.weight() + change.new.value().len();
+            end += 1;
+        }
+        Piece { changes: self.changes.range(first..), upto: newest, weight }
+    }
+
     pub(crate) fn hold(&mut self, revision: Revision) {
         self.hold = revision;
     }
@@ -253,6 +301,11 @@ impl Change {
         let key = kv.key.clone();
         let new = self.new.is_live().then_some(kv);
         Event { revision: self.revision, key, new, old: self.old.as_ref().map(Version::kv) }
+    }
+
+    /// Adds the bytes of its [`crate::Item::Past`] to others.
+    pub fn encode_to(&self, out: &mut Vec<u8>) {
+        encode_past(out, self.revision, &self.new, self.old.as_ref());
     }
 
     fn weight(&self) -> usize {

@@ -41,7 +41,7 @@ pub use check::MAX_TXN_DEPTH;
 pub use codec::CodecError;
 pub use command::{Answer, Command, MAX_LEASE_TTL_SECS, Outcome, Refusal};
 pub use compactor::{AutoCompaction, Compactor};
-pub use history::{Compacted, EventBatch};
+pub use history::{Compacted, EventBatch, Piece};
 pub use keyspace::{Keyspace, ReadError};
 pub use lease::Lease;
 pub use model::*;

@@ -10,6 +10,7 @@ use alloc::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
 
+use crate::codec::Parts;
 use crate::model::{KeyValue, LeaseId, Revision};
 
 /// What stands before the key.
@@ -113,6 +114,11 @@ impl Version {
             version: self.count(),
             lease: self.lease(),
         }
+    }
+
+    pub(crate) fn parts(&self) -> Parts<'_> {
+        let numbers = [self.created().0, self.revision().0, self.count(), self.number(3)];
+        Parts(self.key(), self.value(), numbers)
     }
 
     pub(crate) fn weight(&self) -> usize {

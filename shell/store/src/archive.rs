@@ -11,14 +11,14 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
-use knarr_mvcc::{Event, EventBatch, Item, KeyRange, Keyspace, Mark, Marks, Revision};
+use knarr_mvcc::{Event, EventBatch, Item, KeyRange, Keyspace, Mark, Marks, Piece, Revision};
 
 use crate::checkpoint::{read_items, write_item};
 use crate::config::{ArchiveConfig, Identity};
 use crate::disk::{Disk, DiskFile};
 use crate::error::PastError;
 use crate::log::{TEMPORARY, parse_indexed};
-use crate::pace::Pace;
+use crate::pace::{Pace, SYNC_EVERY};
 use crate::record::{FILE_HEADER, FileHeader, Magic, RECORD_HEADER, Record};
 use crate::store::read_lock;
 
@@ -184,37 +184,52 @@ impl Archive {
         self.remove_before(Revision(u64::MAX))
     }
 
-    /// Makes the next changes durable.
-    pub(crate) fn append(&self, chunk: &Chunk) -> io::Result<()> {
-        let after = self.end();
-        let mut volume = self.current(chunk, after)?;
-        let mut payload = Vec::new();
-        chunk.marks.iter().for_each(|mark| write_item(&mut payload, &Item::Mark(mark)));
-        for event in &chunk.events {
-            write_item(&mut payload, &Item::Past(event.clone()));
+    /// Makes the next changes durable with one sync: those that `next` adds to records, one after
+    /// the other. Whether there were any.
+    pub(crate) fn append(
+        &self,
+        mut next: impl FnMut(Revision, &mut Vec<u8>) -> Option<Added>,
+    ) -> io::Result<bool> {
+        let (mut after, mut bytes, mut written) = (self.end(), Vec::new(), 0);
+        let mut tail: Option<(Volume, Box<dyn DiskFile>)> = None;
+        while written < SYNC_EVERY && tail.as_ref().is_none_or(|(volume, _)| !self.is_long(volume))
+        {
+            bytes.clear();
+            let start = Record::begin(&mut bytes);
+            let Some(added) = next(after, &mut bytes) else { break };
+            Record::seal(&mut bytes, start, added.upto.0, after.0, after.0);
+            let (volume, file) = match &mut tail {
+                Some(tail) => tail,
+                None => {
+                    let volume = self.current(added.began, after)?;
+                    let file = self.disk.open(&volume.name())?;
+                    tail.insert((volume, file))
+                }
+            };
+            let len = bytes.len() as u64;
+            file.write_at(volume.len, &bytes)?;
+            file.send(volume.len, len)?;
+            (volume.len, after, written) = (volume.len + len, added.upto, written + len);
         }
-        let (index, term) = (chunk.upto.0, after.0);
-        let mut bytes = Vec::with_capacity(Record::size(payload.len()));
-        Record { index, term, committed: term, payload: &payload }.encode(&mut bytes);
-        let mut file = self.disk.open(&volume.name())?;
-        file.write_at(volume.len, &bytes)?;
+        let Some((volume, mut file)) = tail else { return Ok(false) };
         file.sync_data()?;
-        volume.len += bytes.len() as u64;
         let mut shelf = self.lock();
         if let Some(last) = shelf.volumes.last_mut() {
             *last = volume;
         }
-        shelf.end = chunk.upto;
-        Ok(())
+        shelf.end = after;
+        Ok(true)
+    }
+
+    fn is_long(&self, volume: &Volume) -> bool {
+        volume.len > self.config.volume_bytes()
     }
 
     /// The file to go on in; a new one when the last is long or old enough.
-    fn current(&self, chunk: &Chunk, after: Revision) -> io::Result<Volume> {
-        let begins = chunk.began(after);
+    fn current(&self, begins: Option<u64>, after: Revision) -> io::Result<Volume> {
         let last = self.lock().volumes.last().cloned();
         let age = |v: &Volume| begins.unwrap_or(0).saturating_sub(v.begins.unwrap_or(0));
-        let full =
-            |v: &Volume| v.len > self.config.volume_bytes() || age(v) > self.config.volume_age_ms();
+        let full = |v: &Volume| self.is_long(v) || age(v) > self.config.volume_age_ms();
         if let Some(mut last) = last.filter(|last| !full(last)) {
             if last.len == FILE_HEADER as u64 {
                 last.begins = begins;
@@ -373,23 +388,6 @@ impl Volume {
 }
 
 impl Chunk {
-    /// The next changes that memory holds after a revision, with the marks that date them.
-    pub(crate) fn take(keyspace: &Keyspace, after: Revision, bytes: usize) -> Option<Self> {
-        let all = KeyRange::prefix("");
-        let batch = keyspace.held(&all, after, keyspace.revision(), bytes).ok()?;
-        let (mut marks, mut first) = (Marks::default(), None::<Mark>);
-        for mark in keyspace.marks().iter().take_while(|mark| mark.revision < batch.next) {
-            if mark.revision < after {
-                first = Some(mark);
-            } else {
-                first.take().into_iter().for_each(|mark| marks.push(mark));
-                marks.push(mark);
-            }
-        }
-        first.into_iter().for_each(|mark| marks.push(mark));
-        Some(Self { upto: batch.next, marks, events: batch.events })
-    }
-
     /// When its first change was made.
     fn began(&self, after: Revision) -> Option<u64> {
         let first = self.events.first().map_or(Revision(after.0 + 1), |event| event.revision);
@@ -538,20 +536,51 @@ impl ArchiveJob {
     /// The disk's; what was not written stays in memory.
     pub fn run(self) -> io::Result<()> {
         let mut left = read_lock(&self.keyspace).history_bytes();
-        loop {
-            let keyspace = read_lock(&self.keyspace);
-            let after = self.archive.end();
-            if left <= self.budget && after.0 + 1 >= keyspace.compacted().0 {
-                return Ok(());
-            }
-            let chunk = Chunk::take(&keyspace, after, self.pace.piece());
-            let chunk = chunk.filter(|chunk| chunk.upto > after);
-            drop(keyspace);
-            let Some(chunk) = chunk else { return Ok(()) };
-            let start = Instant::now();
-            self.archive.append(&chunk)?;
+        let mut start = Instant::now();
+        let mut next = |after: Revision, out: &mut Vec<u8>| {
             self.pace.rest(start);
-            left = left.saturating_sub(chunk.events.iter().map(Event::weight).sum());
+            let keyspace = read_lock(&self.keyspace);
+            if left <= self.budget && after.0 + 1 >= keyspace.compacted().0 {
+                return None;
+            }
+            let piece = keyspace.piece(after, self.pace.piece())?;
+            let began = write_piece(&keyspace, after, &piece, out);
+            left = left.saturating_sub(piece.weight);
+            start = Instant::now();
+            Some(Added { upto: piece.upto, began })
+        };
+        while self.archive.append(&mut next)? {}
+        Ok(())
+    }
+}
+
+/// Changes that were added to a record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Added {
+    upto: Revision,
+    /// When the first of them was made, if that is known.
+    began: Option<u64>,
+}
+
+/// Adds the marks that date changes, and the changes; when the first was made.
+fn write_piece(
+    keyspace: &Keyspace,
+    after: Revision,
+    piece: &Piece<'_>,
+    out: &mut Vec<u8>,
+) -> Option<u64> {
+    let marks = keyspace.marks();
+    let mut mark = |mark: Mark| write_item(out, |out| Item::Mark(mark).encode_to(out));
+    let mut first = None::<Mark>;
+    for next in marks.iter().take_while(|mark| mark.revision < piece.upto) {
+        if next.revision < after {
+            first = Some(next);
+        } else {
+            first.take().into_iter().for_each(&mut mark);
+            mark(next);
         }
     }
+    first.into_iter().for_each(mark);
+    piece.changes().for_each(|change| write_item(out, |out| change.encode_to(out)));
+    marks.time_of(piece.first())
 }

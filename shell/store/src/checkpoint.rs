@@ -18,7 +18,7 @@ use crate::disk::{Disk, DiskFile};
 use crate::error::OpenError;
 use crate::items::Items;
 use crate::log::{TEMPORARY, parse_indexed};
-use crate::pace::Pace;
+use crate::pace::{Pace, SYNC_EVERY};
 use crate::record::{FILE_HEADER, FileHeader, Magic, RECORD_HEADER, Record};
 
 const CHECKPOINT: &str = "checkpoint-";
@@ -77,41 +77,49 @@ impl CheckpointJob {
 
     fn write(&mut self, temporary: &str) -> io::Result<()> {
         let file = self.disk.create(temporary)?;
-        let mut out = Output { file, offset: 0, synced: 0, start: Instant::now() };
+        let mut out = Output { file, offset: 0, sent: 0, synced: 0, start: Instant::now() };
         let (identity, index) = (self.identity, self.items.meta().index);
         out.write(&FileHeader { magic: Magic::Checkpoint, identity, index }.encode())?;
-        let mut payload = Vec::with_capacity(2 * CHUNK);
+        let mut bytes = Vec::with_capacity(2 * CHUNK);
+        let mut start = Record::begin(&mut bytes);
         let mut number = 1;
         for item in &mut self.items {
-            write_item(&mut payload, &item);
-            if payload.len() >= CHUNK {
-                out.record(number, self.term, &payload)?;
-                payload.clear();
-                number += 1;
+            write_item(&mut bytes, |out| item.encode_to(out));
+            if bytes.len() >= CHUNK {
+                Record::seal(&mut bytes, start, number, self.term, 0);
+                out.write(&bytes)?;
                 out.rest(&self.pace)?;
+                number += 1;
+                bytes.clear();
+                start = Record::begin(&mut bytes);
             }
         }
-        if !payload.is_empty() {
-            out.record(number, self.term, &payload)?;
+        if bytes.len() > RECORD_HEADER {
+            Record::seal(&mut bytes, start, number, self.term, 0);
             number += 1;
+            start = Record::begin(&mut bytes);
         }
-        out.record(number, self.term, &[])?;
+        Record::seal(&mut bytes, start, number, self.term, 0);
+        out.write(&bytes)?;
         out.file.sync_data()
     }
 }
 
 /// Adds an item to a payload.
-pub(crate) fn write_item(payload: &mut Vec<u8>, item: &Item) {
-    let bytes = item.encode();
-    payload.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-    payload.extend_from_slice(&bytes);
+pub(crate) fn write_item(payload: &mut Vec<u8>, encode: impl FnOnce(&mut Vec<u8>)) {
+    let start = payload.len() + 4;
+    payload.resize(start, 0);
+    encode(payload);
+    let len = (payload.len() - start) as u32;
+    payload[start - 4..start].copy_from_slice(&len.to_le_bytes());
 }
 
 /// A file that grows.
 struct Output {
     file: Box<dyn DiskFile>,
     offset: u64,
-    /// So much of it is durable.
+    /// So much of it is on its way, and so much durable.
+    sent: u64,
     synced: u64,
     /// When the piece after that was begun.
     start: Instant,
@@ -124,18 +132,16 @@ impl Output {
         Ok(())
     }
 
-    fn record(&mut self, index: u64, term: u64, payload: &[u8]) -> io::Result<()> {
-        let mut bytes = Vec::with_capacity(Record::size(payload.len()));
-        Record { index, term, committed: 0, payload }.encode(&mut bytes);
-        self.write(&bytes)
-    }
-
-    /// Makes a piece durable and rests, once there is one.
+    /// Sends a piece to the disk and rests, once there is one.
     fn rest(&mut self, pace: &Pace) -> io::Result<()> {
-        if self.offset - self.synced >= pace.piece() as u64 {
-            self.file.sync_data()?;
+        if self.offset - self.sent >= pace.piece() as u64 {
+            self.file.send(self.sent, self.offset - self.sent)?;
+            if self.offset - self.synced >= SYNC_EVERY {
+                self.file.sync_data()?;
+                self.synced = self.offset;
+            }
             pace.rest(self.start);
-            (self.synced, self.start) = (self.offset, Instant::now());
+            (self.sent, self.start) = (self.offset, Instant::now());
         }
         Ok(())
     }

@@ -23,7 +23,7 @@ pub struct StoreConfig {
     /// Size of a log segment, preallocated. Writes wait while one is zeroed, so it is not large; a
     /// command that needs more gets a larger one.
     pub segment_bytes: usize,
-    /// A checkpoint is written after this much log.
+    /// A checkpoint is written after this much log, or half as much as the state weighs.
     pub checkpoint_bytes: usize,
     /// Recent history kept in memory for watchers and reads of older revisions.
     pub history_bytes: usize,

@@ -3,10 +3,11 @@
 use std::fmt::Debug;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, fadvise, fallocate, flock};
 use rustix::io::Errno;
 
 use crate::error::OpenError;
@@ -42,6 +43,12 @@ pub trait DiskFile: Debug + Send {
     /// Makes the file `len` bytes of allocated zeros, so that later writes need no new space and
     /// their sync no metadata.
     fn preallocate(&mut self, len: u64) -> io::Result<()>;
+    /// Begins to bring what was written in a place to the disk, so that a later sync has less to
+    /// wait for. Promises nothing.
+    fn send(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        let _ = (offset, len);
+        Ok(())
+    }
     /// fdatasync: all earlier writes and the size survive a power cut.
     fn sync_data(&mut self) -> io::Result<()>;
 }
@@ -213,6 +220,12 @@ impl DiskFile for File {
             let piece = (len - offset).min(ZEROS as u64) as usize;
             self.write_all_at(&zeros[..piece], offset)?;
         }
+        Ok(())
+    }
+
+    fn send(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        // Before pages leave the cache they are written, and this does not wait for it.
+        fadvise(&*self, offset, NonZeroU64::new(len), Advice::DontNeed)?;
         Ok(())
     }
 

@@ -239,8 +239,7 @@ impl Engine {
     /// [`Engine::end_checkpoint`]. On a full disk one is due early: it needs less than it frees.
     pub fn begin_checkpoint(&mut self) -> Option<CheckpointJob> {
         let starved = std::mem::take(&mut self.starved) && self.log.segments.len() > 1;
-        let due = starved || self.log_bytes >= self.config.checkpoint_bytes as u64;
-        if !due || self.checkpoint != Checkpoint::Idle || self.failed.get().is_some() {
+        if !(starved || self.is_long()) || self.checkpoint != Checkpoint::Idle || self.failed.get().is_some() {
             return None;
         }
         let disk = self.log.disk.clone();
@@ -249,6 +248,13 @@ impl Engine {
         let job = CheckpointJob::new(disk, log.identity, log.term, keyspace, pace);
         self.checkpoint = Checkpoint::Running(self.log_bytes);
         Some(job)
+    }
+
+    /// Whether there is much log behind the checkpoint; for a large state that is more, as another
+    /// one costs more.
+    fn is_long(&self) -> bool {
+        let worth = || read_lock(&self.keyspace).live_bytes() as u64 / 2;
+        self.log_bytes >= self.config.checkpoint_bytes as u64 && self.log_bytes >= worth()
     }
 
     /// The history that is due to be written down, to be run anywhere; the result goes to

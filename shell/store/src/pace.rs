@@ -1,8 +1,8 @@
 //! Work on the disk that must not stand in the way of the log.
 //!
 //! A device that is told to make one file durable waits for everybody's bytes: who writes much has
-//! to do it in small pieces, each made durable before the next, and to leave the device alone for
-//! as long as a piece took.
+//! to do it in small pieces, each sent to the device before the next, and to leave it alone for as
+//! long as a piece took.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +12,9 @@ use std::time::Instant;
 /// How much is written between two rests, in bytes; more in a hurry.
 const PIECE: usize = 64 << 10;
 const LARGE_PIECE: usize = 256 << 10;
+/// How much is sent to the disk before it is made durable, in bytes: a file that grows costs three
+/// writes a sync.
+pub(crate) const SYNC_EVERY: u64 = 1 << 20;
 
 /// The pace of one store's work in the background.
 #[derive(Clone, Debug, Default)]
@@ -34,7 +37,7 @@ impl Pace {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// How much is to be made durable at once, in bytes.
+    /// How much is to be sent at once, in bytes.
     pub(crate) fn piece(&self) -> usize {
         if self.is_hurried() { LARGE_PIECE } else { PIECE }
     }

@@ -114,18 +114,31 @@ impl<'a> Record<'a> {
     }
 
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        let start = out.len();
-        let len = u32::try_from(self.payload.len()).expect("payloads are far below 4 GiB");
-        out.extend_from_slice(&len.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(&self.index.to_le_bytes());
-        out.extend_from_slice(&self.term.to_le_bytes());
-        out.extend_from_slice(&self.committed.to_le_bytes());
-        out.extend_from_slice(&u64::from(FORMAT).to_le_bytes());
+        let start = Self::begin(out);
         out.extend_from_slice(self.payload);
-        out.resize(start + Self::size(self.payload.len()), 0);
-        let crc = checksum(&out[start..]);
-        out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
+        Self::seal(out, start, self.index, self.term, self.committed);
+    }
+
+    /// Makes room for a record's header; the payload is added after it. Where the record begins.
+    pub(crate) fn begin(out: &mut Vec<u8>) -> usize {
+        let start = out.len();
+        out.resize(start + RECORD_HEADER, 0);
+        start
+    }
+
+    /// Completes the record that begins at `start`.
+    pub(crate) fn seal(out: &mut Vec<u8>, start: usize, index: u64, term: u64, committed: u64) {
+        let payload = out.len() - start - RECORD_HEADER;
+        let len = u32::try_from(payload).expect("payloads are far below 4 GiB");
+        out.resize(start + Self::size(payload), 0);
+        let record = &mut out[start..];
+        record[..4].copy_from_slice(&len.to_le_bytes());
+        let numbers = [index, term, committed, u64::from(FORMAT)];
+        for (place, number) in record[8..RECORD_HEADER].chunks_exact_mut(8).zip(numbers) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        let crc = checksum(record);
+        record[4..8].copy_from_slice(&crc.to_le_bytes());
     }
 
     /// The record at the beginning of `bytes`, if a valid one is there.
