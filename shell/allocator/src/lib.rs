@@ -31,7 +31,7 @@ impl ByRole {
 
 /// `mi_option_purge_delay` of mimalloc 3, in milliseconds.
 const PURGE_DELAY: mi_option_t = 15;
-const GIVE_BACK_MS: c_long = 10;
+const GIVE_BACK_MS: c_long = 100;
 
 const SERVER: u8 = 1;
 const SHIM: u8 = 2;
