@@ -10,8 +10,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::c_long;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use libmimalloc_sys::{mi_option_set, mi_option_t};
-use mimalloc::MiMalloc;
+use libmimalloc_sys::{
+    mi_free, mi_malloc, mi_malloc_aligned, mi_option_set, mi_option_t, mi_realloc,
+    mi_realloc_aligned, mi_zalloc, mi_zalloc_aligned,
+};
 use rustix::fs::{Mode, OFlags, open};
 
 /// The allocator of a binary that is a shim where its first argument is this word.
@@ -61,38 +63,57 @@ fn first_argument_is(word: &str) -> bool {
     words.split(|byte| *byte == 0).nth(1) == Some(word.as_bytes())
 }
 
-// SAFETY: both are allocators, and a process only ever uses one of them.
+/// `MI_MAX_ALIGN_SIZE`: what the C standard promises of every block.
+const MAX_ALIGN: usize = 16;
+
+/// Whether mimalloc aligns a block like this without being asked. Asked, it takes a larger block
+/// unless a fitting one happens to be free.
+fn is_plain(size: usize, align: usize) -> bool {
+    align <= MAX_ALIGN && align <= size
+}
+
+// SAFETY: both are allocators, and a process only ever uses one of them. What any of mimalloc's
+// functions gave out all of them take back.
 unsafe impl GlobalAlloc for ByRole {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let (size, align) = (layout.size(), layout.align());
         // SAFETY: the caller's promises are passed on.
-        unsafe { if self.is_shim() { System.alloc(layout) } else { MiMalloc.alloc(layout) } }
+        unsafe {
+            match (self.is_shim(), is_plain(size, align)) {
+                (true, _) => System.alloc(layout),
+                (_, true) => mi_malloc(size).cast(),
+                (_, false) => mi_malloc_aligned(size, align).cast(),
+            }
+        }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let (size, align) = (layout.size(), layout.align());
         // SAFETY: the caller's promises are passed on.
         unsafe {
-            if self.is_shim() { System.alloc_zeroed(layout) } else { MiMalloc.alloc_zeroed(layout) }
+            match (self.is_shim(), is_plain(size, align)) {
+                (true, _) => System.alloc_zeroed(layout),
+                (_, true) => mi_zalloc(size).cast(),
+                (_, false) => mi_zalloc_aligned(size, align).cast(),
+            }
         }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         // SAFETY: the caller's promises are passed on, to the one that gave this memory out.
         unsafe {
-            if self.is_shim() {
-                System.dealloc(memory, layout)
-            } else {
-                MiMalloc.dealloc(memory, layout)
-            }
+            if self.is_shim() { System.dealloc(memory, layout) } else { mi_free(memory.cast()) }
         }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        let align = layout.align();
         // SAFETY: the caller's promises are passed on, to the one that gave this memory out.
         unsafe {
-            if self.is_shim() {
-                System.realloc(memory, layout, size)
-            } else {
-                MiMalloc.realloc(memory, layout, size)
+            match (self.is_shim(), is_plain(size, align)) {
+                (true, _) => System.realloc(memory, layout, size),
+                (_, true) => mi_realloc(memory.cast(), size).cast(),
+                (_, false) => mi_realloc_aligned(memory.cast(), size, align).cast(),
             }
         }
     }
@@ -100,6 +121,8 @@ unsafe impl GlobalAlloc for ByRole {
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use super::*;
 
     /// Its number might be another's in another version: this one waits a second by itself.
@@ -110,6 +133,31 @@ mod tests {
         assert_eq!(delay(), 1000);
         ByRole("pod-shim").give_back_soon();
         assert_eq!(delay(), GIVE_BACK_MS);
+    }
+
+    /// Of every size and alignment, and after it grew.
+    #[test]
+    fn every_block_is_aligned_and_keeps_what_is_in_it() {
+        let server = ByRole("pod-shim");
+        let sizes = (1..300).chain([511, 1000, 1024, 1025, 4096, 5000, 70_000, 3 << 20]);
+        for (size, align) in sizes.flat_map(|size| (0..8).map(move |bits| (size, 1 << bits))) {
+            let layout = Layout::from_size_align(size, align).unwrap();
+            // SAFETY: nothing is read or written but what was asked for, and all of it given back.
+            unsafe {
+                let zeroed = server.alloc_zeroed(layout);
+                assert!(slice::from_raw_parts(zeroed, size).iter().all(|&byte| byte == 0));
+                zeroed.write_bytes(7, size);
+                // Some find a free block that happens to fit, others have to look for one.
+                let others: Vec<*mut u8> = (0..20).map(|_| server.alloc(layout)).collect();
+                let grown = server.realloc(zeroed, layout, 2 * size + 1);
+                assert!(slice::from_raw_parts(grown, size).iter().all(|&byte| byte == 7));
+                let fits = |block: &*mut u8| block.addr().is_multiple_of(align);
+                assert!(others.iter().all(fits) && fits(&grown), "{size} {align}");
+                others.into_iter().for_each(|block| server.dealloc(block, layout));
+                let layout = Layout::from_size_align(2 * size + 1, align).unwrap();
+                server.dealloc(grown, layout);
+            }
+        }
     }
 
     /// A test is run with arguments.

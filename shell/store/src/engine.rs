@@ -239,7 +239,10 @@ impl Engine {
     /// [`Engine::end_checkpoint`]. On a full disk one is due early: it needs less than it frees.
     pub fn begin_checkpoint(&mut self) -> Option<CheckpointJob> {
         let starved = std::mem::take(&mut self.starved) && self.log.segments.len() > 1;
-        if !(starved || self.is_long()) || self.checkpoint != Checkpoint::Idle || self.failed.get().is_some() {
+        if !(starved || self.is_long())
+            || self.checkpoint != Checkpoint::Idle
+            || self.failed.get().is_some()
+        {
             return None;
         }
         let disk = self.log.disk.clone();
