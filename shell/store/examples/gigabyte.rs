@@ -69,7 +69,7 @@ async fn main() {
     let args: Vec<String> = std::env::args().collect();
     let dir = Path::new(&args[1]);
     let keys: usize = args.get(2).map_or(1_000_000, |keys| keys.parse().unwrap());
-    let config = StoreConfig { checkpoint_bytes: 256 << 20, ..StoreConfig::default() };
+    let config = StoreConfig::default();
     let store = open(dir, config.clone());
     let start = Instant::now();
     fill(&store, keys, keys, VALUE).await;
@@ -79,7 +79,8 @@ async fn main() {
     drop(store);
 
     let start = Instant::now();
-    let store = open(dir, StoreConfig { checkpoint_bytes: 1 << 20, ..config.clone() });
+    let now = StoreConfig { checkpoint_bytes: 1 << 20, checkpoint_percent: 0, ..config.clone() };
+    let store = open(dir, now);
     println!("started in {:?}", start.elapsed());
     let before = checkpoints(dir);
     puts("beside a checkpoint", &store, |_| checkpoints(dir) == before).await;

@@ -23,8 +23,10 @@ pub struct StoreConfig {
     /// Size of a log segment, preallocated. Writes wait while one is zeroed, so it is not large; a
     /// command that needs more gets a larger one.
     pub segment_bytes: usize,
-    /// A checkpoint is written after this much log, or half as much as the state weighs.
+    /// A checkpoint is written after this much log.
     pub checkpoint_bytes: usize,
+    /// And not before the log is so long beside the state: writing a larger one takes more.
+    pub checkpoint_percent: u64,
     /// Recent history kept in memory for watchers and reads of older revisions.
     pub history_bytes: usize,
     /// Writes waiting for the writer; beyond it callers wait.
@@ -93,6 +95,7 @@ impl Default for StoreConfig {
             identity: Identity::default(),
             segment_bytes: 4 << 20,
             checkpoint_bytes: 64 << 20,
+            checkpoint_percent: 25,
             history_bytes: 16 << 20,
             queue_bytes: 32 << 20,
             command_bytes: 8 << 20,

@@ -253,11 +253,12 @@ impl Engine {
         Some(job)
     }
 
-    /// Whether there is much log behind the checkpoint; for a large state that is more, as another
-    /// one costs more.
+    /// Whether there is much log behind the checkpoint.
     fn is_long(&self) -> bool {
-        let worth = || read_lock(&self.keyspace).live_bytes() as u64 / 2;
-        self.log_bytes >= self.config.checkpoint_bytes as u64 && self.log_bytes >= worth()
+        let StoreConfig { checkpoint_bytes, checkpoint_percent, .. } = self.config;
+        let state = || read_lock(&self.keyspace).live_bytes() as u64;
+        self.log_bytes >= checkpoint_bytes as u64
+            && self.log_bytes >= state() / 100 * checkpoint_percent
     }
 
     /// The history that is due to be written down, to be run anywhere; the result goes to

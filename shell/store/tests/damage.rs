@@ -197,6 +197,26 @@ fn a_checkpoint_frees_a_full_disk() {
     assert_eq!(all(&open(&disk).unwrap()).count, held.count + 1);
 }
 
+/// A large state is not written down again for a little log.
+#[test]
+fn a_checkpoint_waits_for_its_share_of_the_state() {
+    let mut due = Vec::new();
+    for checkpoint_percent in [0, 50] {
+        let config = StoreConfig { checkpoint_percent, ..config() };
+        let mut engine = Engine::open(Arc::new(SimDisk::default()), config).unwrap();
+        write(&mut engine, 0..200);
+        let job = engine.begin_checkpoint().expect("the log is half as long as the state");
+        engine.end_checkpoint(job.run());
+        let mut more = 0;
+        while engine.begin_checkpoint().is_none() {
+            write(&mut engine, 0..1);
+            more += 1;
+        }
+        due.push(more);
+    }
+    assert!(due[1] > 2 * due[0], "{due:?}");
+}
+
 /// A valid record at another's place in a checkpoint.
 #[test]
 fn a_checkpoint_is_read_in_order() {
