@@ -96,7 +96,7 @@ impl Default for StoreConfig {
             segment_bytes: 4 << 20,
             checkpoint_bytes: 64 << 20,
             checkpoint_percent: 25,
-            history_bytes: 16 << 20,
+            history_bytes: 8 << 20,
             queue_bytes: 32 << 20,
             command_bytes: 8 << 20,
             memory_bytes: memory::default_budget(),
