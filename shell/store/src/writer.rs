@@ -258,12 +258,11 @@ impl Writer {
     fn commit(&mut self, first: Job) {
         let jobs = self.batch(first);
         let taken = jobs.iter().map(|job| job.room as usize).sum();
-        let mut pending = 0;
         let (mut entries, mut replies) = (Vec::with_capacity(jobs.len()), Vec::new());
         for job in jobs {
-            if let Some(answer) = self.turns_away(&job.command, &mut pending) {
+            if let Err(refusal) = self.engine.recalls(&job.command) {
                 // A caller that no longer waits is no error.
-                let _ = job.reply.send(answer);
+                let _ = job.reply.send(Ok(Err(refusal)));
             } else {
                 replies.push(job.reply);
                 entries.push(Entry { command: job.command, bytes: job.bytes });
@@ -279,31 +278,29 @@ impl Writer {
         self.room.add_permits(taken);
     }
 
+    /// A job and what waits behind it and fits beside it. The next one is not refused beside what
+    /// waits to be applied, which may make room or weigh less than it might: it is held, and judged
+    /// again when it is the first.
     fn batch(&mut self, first: Job) -> Vec<Job> {
-        let mut room = self.engine.batch_bytes();
-        let (mut jobs, mut next) = (Vec::new(), Some(first));
+        let (mut room, mut pending) = (self.engine.batch_bytes(), 0);
+        let (mut jobs, mut next) = (Vec::new(), self.admitted(first, &mut pending));
         while let Some(job) = next.take() {
             room = room.saturating_sub(Engine::cost(&job.bytes));
             jobs.push(job);
-            next = self.next_fitting(room);
+            next = self.next_fitting(room, &mut pending);
         }
         jobs
     }
 
-    /// The answer to a command that must not come into the log, beside `pending` bytes that may.
-    fn turns_away(
-        &self,
-        command: &Command,
-        pending: &mut usize,
-    ) -> Option<Result<Outcome, StoreError>> {
-        if let Err(refusal) = self.engine.recalls(command) {
-            return Some(Ok(Err(refusal)));
-        }
-        if self.engine.admits(command, pending) {
-            return None;
+    /// A job, unless there is no room in memory for what it adds.
+    fn admitted(&self, job: Job, pending: &mut usize) -> Option<Job> {
+        if self.engine.admits(&job.command, pending) {
+            return Some(job);
         }
         self.usage.refuse(read_lock(&self.engine.keyspace()).held_bytes());
-        Some(Err(StoreError::NoSpace))
+        self.room.add_permits(job.room as usize);
+        let _ = job.reply.send(Err(StoreError::NoSpace));
+        None
     }
 
     /// Commits entries; once a second the time goes in front of them.
@@ -333,9 +330,14 @@ impl Writer {
         }
     }
 
-    fn next_fitting(&mut self, room: usize) -> Option<Job> {
+    fn next_fitting(&mut self, room: usize, pending: &mut usize) -> Option<Job> {
         match self.queue.take()? {
-            Message::Write(job) if Engine::cost(&job.bytes) <= room => Some(*job),
+            Message::Write(job)
+                if Engine::cost(&job.bytes) <= room
+                    && self.engine.admits(&job.command, pending) =>
+            {
+                Some(*job)
+            }
             other => {
                 self.held = Some(other);
                 None

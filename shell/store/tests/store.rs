@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use knarr_store::mvcc::{
-    Compacted, Event, KeyRange, LeaseId, Op, Query, Refusal, Restore, Revision, Txn, TxnResponse,
+    Compacted, Compare, CompareOp, CompareTarget, Event, KeyRange, LeaseId, Op, Query, Refusal,
+    Restore, Revision, Txn, TxnResponse,
 };
 use knarr_store::sim::{Fault, SimClock, SimDisk};
 use knarr_store::{
@@ -564,6 +565,40 @@ async fn growth_beyond_the_budget_is_refused_until_there_is_room() {
     let small = StoreConfig { memory_bytes: 20_000, ..config };
     let error = Store::open(Arc::new(disk), clock, small).unwrap_err();
     assert!(matches!(error, OpenError::TooLarge { budget: 20_000, .. }), "{error}");
+}
+
+/// What waits in front of a command may make the room that it needs, or need less than it might.
+#[test]
+fn who_comes_behind_others_is_judged_by_what_they_leave() {
+    let (disk, clock) = (SimDisk::default(), Arc::new(SimClock::default()));
+    let (memory_bytes, archive) = (4000, ArchiveConfig::OFF);
+    let config = StoreConfig { memory_bytes, history_bytes: 0, archive, ..small() };
+    let (store, mut pump) = Store::simulated(&disk, &clock, config).unwrap();
+    let delete = |key: &'static str| Op::Delete { range: KeyRange::single(key) };
+    let delete = |key| Txn { success: vec![delete(key)], ..Txn::default() };
+    let mut together = |txns: Vec<Txn>| {
+        let mut waiting: Vec<_> = txns.into_iter().map(|txn| Box::pin(store.txn(txn))).collect();
+        assert!(waiting.iter_mut().all(|answer| poll_once(answer).is_pending()));
+        while pump.step() {}
+        let fits = |answer: &mut _| match poll_once(answer) {
+            Poll::Ready(Ok(_)) => true,
+            Poll::Ready(Err(StoreError::NoSpace)) => false,
+            other => panic!("{other:?}"),
+        };
+        waiting.iter_mut().map(fits).collect::<Vec<_>>()
+    };
+    // The same key again and again; there is no room for as many keys.
+    assert_eq!(together(vec![put("a", &[0; 1500]); 4]), [true; 4]);
+    assert_eq!(together(vec![put("b", &[0; 1500]), put("c", &[0; 1500])]), [true, false]);
+    let instead = vec![put("c", &[0; 1500]), delete("b"), put("c", &[0; 1500])];
+    assert_eq!(together(instead), [false, true, true]);
+    // Two guards of which one must fail, then what fits beside one.
+    let target = CompareTarget::Version(0);
+    let absent = Compare { range: KeyRange::single("d"), op: CompareOp::Equal, target };
+    let create = Txn { compare: vec![absent], ..put("d", &[0; 200]) };
+    let last = put("e", &[0; 200]);
+    assert_eq!(together(vec![create.clone(), create, last]), [true; 3]);
+    assert_eq!(store.weights().refused, 2);
 }
 
 #[tokio::test]
