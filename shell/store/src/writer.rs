@@ -136,9 +136,16 @@ impl Desk {
 pub(crate) struct AtHand<'a>(MutexGuard<'a, Option<Writer>>);
 
 impl AtHand<'_> {
+    /// Commits a job. What is left to do then is the thread's, which sleeps as long as it knew.
     pub(crate) fn commit(mut self, job: Box<Job>) {
         let writer = self.0.as_mut().expect("it was there");
+        let sleeps_until = writer.wake_at();
         or_abort(|| writer.turn(Message::Write(job)));
+        writer.untidy = writer.engine.forget();
+        if writer.held.is_some() || writer.untidy || writer.wake_at() != sleeps_until {
+            // A queue that is closed has nobody to be woken.
+            let _ = writer.queue.send(Message::Wake);
+        }
     }
 }
 

@@ -239,6 +239,48 @@ async fn a_lone_command_on_a_prompt_disk_is_committed_by_its_sender() {
     assert!(matches!(refused, (Poll::Ready(Err(StoreError::Closed)), false)), "{refused:?}");
 }
 
+/// The writer's thread learns what there is to do after commands that their senders committed.
+#[tokio::test]
+async fn a_lone_command_leaves_nothing_undone() {
+    let clock = Arc::new(SystemClock::default());
+    let (history_bytes, archive) = (100_000, ArchiveConfig::OFF);
+    let config = StoreConfig { history_bytes, archive, ..small() };
+    let store = Store::open(Arc::new(SimDisk::default()), clock, config).unwrap();
+    let op = |number| put(&format!("{number}"), b"x").success.remove(0);
+    store.txn(Txn { success: (0..900).map(op).collect(), ..Txn::default() }).await.unwrap();
+    let mut watch = store.watch(KeyRange::single("leased"), store.durable());
+    // Whether both were committed here.
+    let leased = async |id| {
+        let mut grant = Box::pin(store.lease_grant(id, 1));
+        let (_, granted) = store.together(|| poll_once(&mut grant).is_ready());
+        if !granted {
+            grant.await.unwrap();
+        }
+        let mut put = Box::pin(store.txn(put_with("leased", b"x", id)));
+        granted & store.together(|| poll_once(&mut put).is_ready()).1
+    };
+    let mut id = LeaseId(1);
+    while !leased(id).await {
+        // The thread must know of no other.
+        store.lease_revoke(id).await.unwrap();
+        id.0 += 1;
+    }
+    let mut ended = false;
+    while !ended {
+        let mut events = watch.next().await.unwrap().events.into_iter();
+        ended = events.any(|event| event.new.is_none() && event.old.unwrap().lease == id);
+    }
+    // More history than goes with a command.
+    let delete = Op::Delete { range: KeyRange::prefix("") };
+    let delete = Txn { success: vec![delete], ..Txn::default() };
+    let (_, committed) = store.together(|| poll_once(&mut Box::pin(store.txn(delete))).is_ready());
+    assert!(committed, "the thread did it");
+    while store.read(|keyspace, _| keyspace.history_bytes()) > history_bytes {
+        tokio::task::yield_now().await;
+    }
+    store.close().await;
+}
+
 #[tokio::test]
 async fn everything_is_there_after_a_restart() {
     let parent = tempfile::tempdir().unwrap();
