@@ -279,3 +279,21 @@ fn compaction_by_itself_that_was_too_much() {
     fails(&kept(Some(2)), &[]);
     fails(&[&calls[..], from_ref(&read)].concat(), &[]);
 }
+
+#[test]
+fn a_refusal_though_there_was_room() {
+    let mut one = Keyspace::new();
+    one.apply(1, &put("a", "x")).unwrap();
+    let one = one.live_bytes();
+    let full = |key, value, budget, floor| {
+        let refused = What::NoRoom(put(key, value), budget, Revision(floor));
+        [wrote(0, 1, "a", "x", 2, None), call(2, 3, refused)]
+    };
+    fails(&full("b", "y", 2 * one, 3), &[]);
+    holds(&full("b", "y", 2 * one - 1, 3), &[]);
+    // With the history of the first write there was not.
+    holds(&full("b", "y", 2 * one, 2), &[]);
+    // What is there may grow beyond.
+    fails(&full("a", "xyz", one, 3), &[]);
+    holds(&full("a", "x and a sixteenth more", one, 3), &[]);
+}

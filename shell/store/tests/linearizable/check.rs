@@ -12,6 +12,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use knarr_store::mvcc::*;
 
 use crate::naive::{Model, within};
+use crate::room;
 
 /// A history that is true is explained much sooner; the search for one that is not could go on for
 /// ever.
@@ -50,6 +51,8 @@ pub enum What {
     Saw(Revision),
     /// What comes after the first was compacted away; the second can still be read.
     Gone(Revision, Revision),
+    /// A command found no room in so many bytes, beside the state and what came from a revision on.
+    NoRoom(Command, usize, Revision),
 }
 
 /// What the watcher of a range was told.
@@ -278,6 +281,9 @@ impl Search<'_> {
             What::Leases(leases) => leases.iter().copied().eq(aside.leases.clone()),
             What::Alive(id, alive) => aside.leases.contains_key(id) == *alive,
             What::Saw(revision) => *revision <= now,
+            What::NoRoom(command, budget, floor) => {
+                !room::fits(&self.model, command, *budget, *floor)
+            }
             What::Gone(after, oldest) => {
                 after.0 + 1 < oldest.0
                     && match self.past {
@@ -343,6 +349,7 @@ impl Search<'_> {
         let mut hasher = DefaultHasher::new();
         let (now, state) = self.model.now();
         (now, format!("{:?}", self.model.aside)).hash(&mut hasher);
+        self.model.events.iter().for_each(|event| event.weight().hash(&mut hasher));
         for kv in state.values() {
             (&kv.key, &kv.value, kv.mod_revision, kv.create_revision, kv.version, kv.lease)
                 .hash(&mut hasher);

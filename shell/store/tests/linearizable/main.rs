@@ -4,7 +4,8 @@
 //! that refuses writes; and stores that compact by themselves.
 //!
 //! * `run` – one run; `traffic` – what its clients ask for; `check` – the checker; `bad` –
-//!   histories that the checker must refuse; `naive` – the model it believes.
+//!   histories that the checker must refuse; `naive` – the model it believes; `room` – what that
+//!   weighs.
 //!
 //! A failing seed says how to run it alone, and then shows its history: `KNARR_SEED=n`.
 //! `KNARR_SEEDS=n` runs more of them.
@@ -14,6 +15,7 @@ mod bad;
 mod check;
 #[path = "../../../../core/mvcc/tests/naive/mod.rs"]
 mod naive;
+mod room;
 mod run;
 mod traffic;
 

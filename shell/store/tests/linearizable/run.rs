@@ -50,6 +50,8 @@ pub struct Run {
     calls: Vec<Call>,
     told: Vec<Told>,
     clients: Vec<Option<(usize, Answering)>>,
+    /// Where memory began when they asked.
+    floors: [Revision; CLIENTS],
     bells: Vec<Arc<Bell>>,
     watchers: Vec<Watcher>,
     /// Where watches of a process that is gone want to go on.
@@ -177,6 +179,7 @@ impl Run {
             calls: Vec::new(),
             told: Vec::new(),
             clients: (0..CLIENTS).map(|_| None).collect(),
+            floors: [Revision(0); CLIENTS],
             bells: (0..BELLS).map(|_| Arc::default()).collect(),
             watchers: Vec::new(),
             resume: Vec::new(),
@@ -243,7 +246,8 @@ impl Run {
             Some((call, answering)) => self.poll(at, call, answering),
             None => {
                 let now = self.clock.now();
-                let revision = self.store.durable();
+                let (revision, floor) = self.store.read(|keyspace, at| (at, keyspace.floor()));
+                self.floors[at] = floor;
                 let command = traffic::command(&mut self.rng, revision, now);
                 self.granting(&command, now);
                 let (call, called) = (self.calls.len(), self.tick());
@@ -269,10 +273,18 @@ impl Run {
                 self.seen.unknown += 1;
                 return;
             }
+            Err(StoreError::NoSpace) => {
+                self.seen.no_space += 1;
+                self.calls[call].until = self.tick();
+                let what = &mut self.calls[call].what;
+                let What::Write(command, _) = what else { unreachable!() };
+                let (budget, floor) = (self.config.memory_bytes, self.floors[at]);
+                *what = What::NoRoom(command.clone(), budget, floor);
+                return;
+            }
             // All others say that nothing happened.
-            Err(error) => {
-                let full = matches!(error, StoreError::NoSpace);
-                *(if full { &mut self.seen.no_space } else { &mut self.seen.full }) += 1;
+            Err(_) => {
+                self.seen.full += 1;
                 self.calls[call].until = 0;
                 return;
             }
