@@ -5,7 +5,7 @@
 //! was answered before, so what is read here is what one store would show.
 //!
 //! * `peers` – whom to ask; `wire` – in which words; `failure` – what a failed call left behind.
-//! * `mirror` – loading and following; `fresh` – how new is new enough.
+//! * `mirror` – loading and following; `fresh` – how new is new enough, and how old.
 //! * `compact` – upstream's agreement on who compacts.
 //!
 //! Invariant: nothing that may have been written is sent twice.
@@ -106,7 +106,7 @@ impl External {
         let (fresh, inbox) = fresh::queue();
         let mut tasks = JoinSet::new();
         tasks.spawn(mirror.run());
-        tasks.spawn(fresh::run(peers, inbox));
+        tasks.spawn(fresh::run(peers, keyspace.clone(), inbox));
         if !config.compact_every.is_zero() {
             tasks.spawn(compact::run(link.clone(), config.compact_every));
         }

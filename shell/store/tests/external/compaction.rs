@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
-use knarr_etcdpb::etcdserverpb::RangeRequest;
 use knarr_etcdpb::etcdserverpb::kv_client::KvClient;
+use knarr_etcdpb::etcdserverpb::{CompactionRequest, RangeRequest};
 
 use super::*;
 
@@ -89,6 +89,36 @@ async fn servers_agree_on_one_compaction_an_interval() {
         last = last.max(upto);
     }
     compacted(&etcd, last).await;
+}
+
+/// Whoever compacts: a server that has the past answers as etcd does, though it has held it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_compacted_is_not_read_here_either() {
+    let etcd = Etcd::of(1).await;
+    let (mirror, writer) = (store(etcd.endpoints()).await, store(etcd.endpoints()).await);
+    let first = writer.txn(put("a", "0")).await.unwrap().revision;
+    let mut newest = first;
+    for number in 1..40 {
+        newest = writer.txn(put("a", &number.to_string())).await.unwrap().revision;
+    }
+    mirror.fresh().await.unwrap();
+    let mut compactor = KvClient::connect(etcd.endpoint().to_owned()).await.unwrap();
+    let oldest = first.previous();
+    for upto in [oldest.0, oldest.0 + 1, oldest.0 + 2, oldest.0 + 20, newest.0 - 1, newest.0] {
+        let revision = i64::try_from(upto).unwrap();
+        compactor.compact(CompactionRequest { revision, physical: false }).await.unwrap();
+        mirror.fresh().await.unwrap();
+        let told = |at| ReadError::Compacted(Revision(at));
+        for at in oldest.0..=newest.0 {
+            let old = Query { at: Revision(at), ..Query::one("a") };
+            let here = mirror.read(|keyspace, _| keyspace.query(&old));
+            let there = ask(&etcd, 0, Revision(at)).await;
+            assert_eq!(here.is_ok(), there.is_ok(), "{at}, compacted at {upto}");
+            assert!(here.is_ok() || here == Err(told(upto)), "{at}: {here:?}");
+        }
+    }
+    let gone = mirror.watch(KeyRange::single("a"), first).next().await;
+    assert!(matches!(gone, Err(WatchError::Compacted(gone)) if gone.oldest == newest), "{gone:?}");
 }
 
 /// Waits until etcd has done what was agreed on.
