@@ -76,7 +76,7 @@ async fn search(peers: &Peers, gone: Revision, has: Revision) -> Result<Revision
 }
 
 /// etcd's revision by a linearizable read, at a revision (0: the newest), of a key that nobody has.
-async fn ask(peers: &Peers, at: Revision) -> Result<Revision, StoreError> {
+pub(crate) async fn ask(peers: &Peers, at: Revision) -> Result<Revision, StoreError> {
     let call = |channel| async move {
         let (key, revision) = (Bytes::from_static(b"\0"), wire::signed(at.0));
         let request = pb::RangeRequest { key, revision, ..Default::default() };

@@ -24,6 +24,7 @@ use tonic::{Request, Status, Streaming};
 
 use crate::error::StoreError;
 use crate::external::failure::chain;
+use crate::external::fresh;
 use crate::external::peers::{ANSWER, Peers, Repeat};
 use crate::external::wire::{self, Scope, named, signed};
 use crate::store::{read_lock, write_lock};
@@ -211,6 +212,8 @@ pub(crate) async fn load(
     peers: &Peers,
     scope: &Scope,
 ) -> Result<(Keyspace, pb::ResponseHeader), StoreError> {
+    // A small question finds out whether a member hangs, sooner than a large one.
+    fresh::ask(peers, Revision(0)).await?;
     loop {
         match load_once(peers, scope).await {
             // It was compacted between two pages.
@@ -234,7 +237,7 @@ async fn load_once(
             let client = KvClient::new(channel);
             client.max_decoding_message_size(usize::MAX).range(request.clone()).await
         };
-        let answer: pb::RangeResponse = peers.ask(Repeat::Always, call).await?;
+        let answer: pb::RangeResponse = peers.ask(Repeat::Large, call).await?;
         let header = answer.header.unwrap_or_default();
         if first.is_none() {
             let revision = wire::revision(header.revision);

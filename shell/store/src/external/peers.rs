@@ -19,8 +19,14 @@ use tonic::{Code, Response, Status};
 use crate::error::StoreError;
 use crate::external::failure::{Failure, chain, refusal};
 
-/// How long a member may take to answer what can be asked of another.
-pub(crate) const ANSWER: Duration = Duration::from_secs(1);
+/// How long a member may take to answer what can be asked of another: whoever waits for one that
+/// hangs has been answered by the next within a second.
+pub(crate) const ANSWER: Duration = Duration::from_millis(600);
+/// The same where the answer is large.
+const LARGE: Duration = Duration::from_secs(5);
+/// How long a connection may take to come about, and to answer a ping: else it is given up, and
+/// nobody knows what became of the writes on it.
+const CONNECTION: Duration = Duration::from_secs(1);
 /// How long is asked around before giving up; upstream's requests may take longer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// The pause when all were asked in vain.
@@ -53,6 +59,8 @@ pub(crate) struct Peers {
 pub(crate) enum Repeat {
     /// It only reads.
     Always,
+    /// It only reads, and much.
+    Large,
     /// It writes: only when it certainly did not happen.
     Undone,
 }
@@ -126,6 +134,7 @@ impl Peers {
             let (turn, name, channel) = self.current();
             let limit = match repeat {
                 Repeat::Always => deadline.min(Instant::now() + ANSWER),
+                Repeat::Large => deadline.min(Instant::now() + LARGE),
                 Repeat::Undone => deadline,
             };
             let late = |_| Err(Status::new(Code::DeadlineExceeded, "no answer in time"));
@@ -193,8 +202,8 @@ fn lock(channel: &Mutex<Channel>) -> MutexGuard<'_, Channel> {
 fn channel(name: &str, tls: &Tls) -> Result<Channel, String> {
     let endpoint = tls
         .endpoint(name)?
-        .connect_timeout(ANSWER)
+        .connect_timeout(CONNECTION)
         .http2_keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(ANSWER);
+        .keep_alive_timeout(CONNECTION);
     Ok(endpoint.connect_lazy())
 }

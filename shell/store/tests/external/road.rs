@@ -1,6 +1,7 @@
 //! A road to an etcd that a test can make lose answers, cut and open again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -14,6 +15,8 @@ enum State {
     Open,
     /// What is sent arrives; answers do not.
     LosesAnswers,
+    /// Answers take long if they are large.
+    Narrow,
     Cut,
 }
 
@@ -48,6 +51,10 @@ impl Road {
         self.state.send_replace(State::LosesAnswers);
     }
 
+    pub fn narrow(&self) {
+        self.state.send_replace(State::Narrow);
+    }
+
     pub fn cut(&self) {
         self.state.send_replace(State::Cut);
     }
@@ -64,21 +71,33 @@ async fn carry(here: TcpStream, target: String, state: Arc<watch::Sender<State>>
     let mut cut = state.subscribe();
     tokio::select! {
         _ = cut.wait_for(|state| *state == State::Cut) => {}
-        () = copy(from, to, |_| true, &state) => {}
-        () = copy(answers, back, |state| state == State::Open, &state) => {}
+        () = copy(from, to, |_| Some(Duration::ZERO), &state) => {}
+        () = copy(answers, back, State::takes, &state) => {}
+    }
+}
+
+impl State {
+    /// How long a byte of an answer takes, if it arrives.
+    fn takes(self) -> Option<Duration> {
+        match self {
+            Self::Open | Self::Cut => Some(Duration::ZERO),
+            Self::Narrow => Some(Duration::from_micros(10)),
+            Self::LosesAnswers => None,
+        }
     }
 }
 
 async fn copy(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    passes: fn(State) -> bool,
+    takes: fn(State) -> Option<Duration>,
     state: &watch::Sender<State>,
 ) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        let passing = passes(*state.borrow());
-        if passing && to.write_all(&buffer[..read]).await.is_err() {
+        let Some(time) = takes(*state.borrow()) else { continue };
+        tokio::time::sleep(time * u32::try_from(read).unwrap()).await;
+        if to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
     }
