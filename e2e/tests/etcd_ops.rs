@@ -3,10 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use knarr_e2e::{Etcd, Machine, Outcome, Running, alone};
+use knarr_e2e::{Etcd, Machine, Outcome, PATIENCE, Running, alone};
 use knarr_pki::{Authority, Identity, Usage};
 use serde_json::Value;
 
@@ -92,6 +95,29 @@ fn what_would_be_dangerous_to_ignore_is_refused() {
         assert!(refused.contains("has the data of an etcd"), "{refused}");
         let version = machine.knarr("etcd --version").success();
         assert!(version.starts_with("etcd Version: 3."), "{version}");
+    });
+}
+
+/// What a server says to one who begins to speak HTTP/2 and is silent then, until it ends that.
+fn told_in_silence() -> Vec<u8> {
+    let mut stream = TcpStream::connect("127.0.0.1:2379").unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    let mut told = Vec::new();
+    stream.read_to_end(&mut told).unwrap();
+    told
+}
+
+#[test]
+fn what_flags_say_of_connections_holds() {
+    alone(|machine| {
+        let times = "--grpc-keepalive-interval 1s --grpc-keepalive-timeout 1s";
+        let _knarr = serve(machine, &format!("@data {times}"));
+        let begun = Instant::now();
+        let told = told_in_silence();
+        assert!(begun.elapsed() >= Duration::from_secs(2));
+        let ping = [0, 0, 8, 6, 0];
+        assert!(told.windows(5).any(|frame| frame == ping), "{told:?}");
     });
 }
 

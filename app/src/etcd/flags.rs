@@ -5,15 +5,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
+use knarr_etcd::Keepalive;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::writer::{BoxMakeWriter, MakeWriterExt as _};
 
 use super::ClientUrl;
 use super::idle::IdleFlags;
-use crate::flags::{LogFormat, duration, truth};
+use crate::flags::{LogFormat, duration, duration_or_zero, truth};
 use crate::keep::EtcdKeepFlags;
 use crate::process::{self, Fatal};
 
+const SECOND: Duration = Duration::from_secs(1);
 /// A switch, as Go has it: `--switch`, `--switch=true`, `--switch=false`.
 const SWITCH: std::ops::RangeInclusive<usize> = 0..=1;
 
@@ -68,6 +70,8 @@ pub(crate) struct EtcdFlags {
     pub(crate) tls: EtcdTlsFlags,
     #[command(flatten)]
     pub(crate) limits: EtcdLimits,
+    #[command(flatten)]
+    pub(crate) connections: EtcdConnectionFlags,
     #[command(flatten)]
     pub(crate) keep: EtcdKeepFlags,
     #[command(flatten)]
@@ -142,6 +146,27 @@ pub(crate) struct EtcdLimits {
         alias = "experimental-watch-progress-notify-interval",
     )]
     pub(crate) watch_progress_notify_interval: Duration,
+}
+
+/// What holds for each client's connection.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct EtcdConnectionFlags {
+    /// How long a client may be silent before it is asked whether it lives.
+    #[arg(long, default_value = "2h", value_name = "DURATION", value_parser = duration_or_zero)]
+    grpc_keepalive_interval: Duration,
+    /// How long it may be silent after that before its connection is ended.
+    #[arg(long, default_value = "20s", value_name = "DURATION", value_parser = duration_or_zero)]
+    grpc_keepalive_timeout: Duration,
+}
+
+impl EtcdConnectionFlags {
+    /// With a zero gRPC's own times count, and it asks once a second at most.
+    pub(crate) fn keepalive(&self) -> Keepalive {
+        match (self.grpc_keepalive_interval, self.grpc_keepalive_timeout) {
+            (Duration::ZERO, _) | (_, Duration::ZERO) => Keepalive::default(),
+            (interval, timeout) => Keepalive { interval: interval.max(SECOND), timeout },
+        }
+    }
 }
 
 /// What is logged, and where to. How lines look is for every role to say (`--log-format`).

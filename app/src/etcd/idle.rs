@@ -51,7 +51,6 @@ const NOWHERE: &str = "members would be looked for elsewhere, but this store is 
 const NO_V2: &str = "the second version of the API is not served";
 const NO_PROXY: &str = "there is no proxy for the second version of the API";
 const NO_TRACES: &str = "no traces are sent";
-const KEEPALIVE: &str = "connections that are still are left alone";
 const SLOW: &str = "slow requests are not logged";
 
 /// All of them.
@@ -257,8 +256,8 @@ const ROWS: &[Row] = &[
     idle(Kind::Number, "streams are not counted", &["max-concurrent-streams"]),
     idle(
         Kind::Duration,
-        KEEPALIVE,
-        &["grpc-keepalive-min-time", "grpc-keepalive-interval", "grpc-keepalive-timeout"],
+        "a client's pings are answered, however many",
+        &["grpc-keepalive-min-time"],
     ),
     idle(
         Kind::Bool,

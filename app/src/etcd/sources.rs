@@ -14,6 +14,9 @@ use crate::process::Fatal;
 
 /// The subcommand, and the name that starts it where the binary is called so.
 const ETCD: &str = "etcd";
+/// The flags that take a duration and mean something here.
+const DURATIONS: &[&str] =
+    &["grpc-keepalive-interval", "grpc-keepalive-timeout", "watch-progress-notify-interval"];
 
 /// What was given, by the flags' names.
 type Given = BTreeMap<String, String>;
@@ -177,7 +180,7 @@ fn written(name: &str, value: &Value) -> Option<String> {
     Some(match value {
         Value::Null => String::new(),
         Value::Bool(value) => value.to_string(),
-        Value::Number(number) if is_duration(name) || name == "watch-progress-notify-interval" => {
+        Value::Number(number) if is_duration(name) || DURATIONS.contains(&name) => {
             format!("{number}ns")
         }
         Value::Number(number) => number.to_string(),

@@ -11,6 +11,7 @@ use knarr_mvcc::{Answer, Command, KeyRange, LeaseId, RangeEnd, Refusal, Revision
 use knarr_store::{Store, StoreError};
 use tonic::{Request, Status};
 
+use crate::alive::Keepalive;
 use crate::pages::Metrics;
 use crate::refusal::{denied, failed};
 use crate::tokens::{TokenError, TokenKind, Tokens};
@@ -37,6 +38,8 @@ pub struct FaceConfig {
     pub bcrypt_cost: u32,
     /// How often a quiet watcher that wants to hears how far it has come.
     pub progress_interval: Duration,
+    /// When a connection of HTTP/2 is asked whether somebody is there.
+    pub keepalive: Keepalive,
 }
 
 impl Default for FaceConfig {
@@ -51,6 +54,7 @@ impl Default for FaceConfig {
             tokens: TokenKind::default(),
             bcrypt_cost: bcrypt::DEFAULT_COST,
             progress_interval: Duration::from_secs(600),
+            keepalive: Keepalive::default(),
         }
     }
 }

@@ -24,6 +24,7 @@ use tokio::task::unconstrained;
 use tonic::Status;
 use tonic::body::Body;
 
+use crate::alive::{Heard, Pulse};
 use crate::face::PeerName;
 use crate::metrics::{Calls, Meter};
 use crate::serve::{Broken, Services};
@@ -46,13 +47,14 @@ pub(crate) async fn serve(
     peer: Option<PeerName>,
     drained: impl Future<Output = ()>,
 ) -> Result<(), Broken> {
-    let outbox = Outbox::default();
+    let (outbox, pulse) = (Outbox::default(), Arc::<Pulse>::default());
     let mut connection = Builder::new()
         .initial_window_size(WINDOWS.0)
         .initial_connection_window_size(WINDOWS.1)
         .max_header_list_size(HEADERS)
-        .handshake(tokio::io::join(read, outbox.clone()))
+        .handshake(tokio::io::join(Heard(read, pulse.clone()), outbox.clone()))
         .await?;
+    let pings = connection.ping_pong().expect("nobody else takes it");
     let mut calls = FuturesUnordered::new();
     let (mut drained, mut draining) = (pin!(drained), false);
     let ear = Arc::<Ear>::default();
@@ -93,7 +95,12 @@ pub(crate) async fn serve(
         cx.waker().wake_by_ref();
         Poll::Pending
     }));
-    let served = served.await;
+    let served = tokio::select! {
+        biased;
+        served = served => served,
+        // No last words: nobody takes them.
+        nobody = services.face.config.keepalive.silence(&pulse, pings) => return Err(nobody),
+    };
     // The last words, to a client that may have gone.
     let rest = mem::take(&mut *outbox.held());
     let _ = write.write_all(&rest).await;

@@ -5,13 +5,14 @@
 //! * `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election` – a service each.
 //! * `gateway` – the same services as JSON over HTTP; `pages` – version and health;
 //!   `metrics`, with what `process` finds.
-//! * `serve` – connections; `http2` – the calls of one; `authority` – whom Go's clients think they
-//!   speak to; `unary` – those that make the load, by a shorter way; `tls` – certificates that
-//!   follow their files; `tokens` – who logged in.
+//! * `serve` – connections; `http2` – the calls of one; `alive` – whether somebody is there;
+//!   `authority` – whom Go's clients think they speak to; `unary` – those that make the load, by a
+//!   shorter way; `tls` – certificates that follow their files; `tokens` – who logged in.
 //!
 //! Invariants: no request reaches the store unjudged, and what was judged by users and roles as
 //! they were holds only if they still are so at its place in the log.
 
+mod alive;
 mod auth;
 mod authority;
 mod cluster;
@@ -34,6 +35,7 @@ mod unary;
 mod watch;
 mod wire;
 
+pub use alive::Keepalive;
 pub use face::{Face, FaceConfig};
 pub use pages::ETCD_VERSION;
 pub use serve::{Listener, serve, serve_pages};

@@ -33,6 +33,7 @@ use tracing::{debug, warn};
 use v3electionpb::election_server::ElectionServer;
 use v3lockpb::lock_server::LockServer;
 
+use crate::alive;
 use crate::authority::Mended;
 use crate::election::Elections;
 use crate::face::{Face, PeerName};
@@ -115,6 +116,7 @@ async fn accept(listener: &Listener) -> std::io::Result<Accepted> {
         Listener::Tcp(listener, tls) => {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
+            alive::keep_tcp(&stream)?;
             Ok(match tls {
                 Some(tls) => Accepted::Tls(stream, tls.clone()),
                 None => Accepted::Plain(stream),

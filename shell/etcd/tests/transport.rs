@@ -3,12 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::client::SendRequest;
 use http::{HeaderMap, Request};
-use knarr_etcd::{Face, FaceConfig, Listener, serve};
+use knarr_etcd::{Face, FaceConfig, Keepalive, Listener, serve};
 use knarr_etcdpb::etcdserverpb as pb;
 use knarr_mvcc::{KeyRange, Op, Revision, Txn};
 use knarr_store::sim::{SimClock, SimDisk};
@@ -23,6 +23,8 @@ use tokio::time::timeout;
 /// Nothing here takes long unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+const PING: u8 = 6;
 
 /// A face that is served until `drain` says so.
 struct Served {
@@ -34,10 +36,14 @@ struct Served {
 
 impl Served {
     async fn new() -> Self {
+        Self::told(FaceConfig::default()).await
+    }
+
+    async fn told(told: FaceConfig) -> Self {
         let disk = Arc::new(SimDisk::default());
         let config = StoreConfig::default();
         let store = Store::open(disk, Arc::<SimClock>::default(), config).unwrap();
-        let face = Face::new(store.clone(), FaceConfig::default()).unwrap();
+        let face = Face::new(store.clone(), told).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (drain, drained) = watch::channel(false);
@@ -250,10 +256,9 @@ async fn what_is_no_message_is_refused_and_the_connection_goes_on() {
 #[tokio::test]
 async fn both_versions_of_http_are_told_apart_byte_by_byte() {
     let served = Served::new().await;
-    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-    let said = [PREFACE, &settings].concat();
+    let said = [PREFACE, &SETTINGS].concat();
     let version = b"PUT /version HTTP/1.1\r\nhost: etcd\r\nconnection: close\r\n\r\n";
-    for (said, answer) in [(&said[..], &settings[3..4]), (version, b"HTTP/1.1 200 OK")] {
+    for (said, answer) in [(&said[..], &SETTINGS[3..4]), (version, b"HTTP/1.1 200 OK")] {
         let mut stream = TcpStream::connect(served.address).await.unwrap();
         stream.set_nodelay(true).unwrap();
         for byte in said {
@@ -306,4 +311,58 @@ async fn draining_finishes_what_was_begun() {
     assert!(send.ready().await.is_err());
     let all = KeyRange::prefix(Bytes::new());
     assert_eq!(served.store.read(|keyspace, _| keyspace.count(&all, Revision(0))).unwrap(), 1);
+}
+
+/// The next frame: its kind, its flags, its payload; none at the end.
+async fn frame(stream: &mut TcpStream) -> Option<(u8, u8, Vec<u8>)> {
+    let mut head = [0; 9];
+    timeout(PATIENCE, stream.read_exact(&mut head)).await.unwrap().ok()?;
+    let mut payload = vec![0; usize::from(head[2])];
+    stream.read_exact(&mut payload).await.ok()?;
+    Some((head[3], head[4], payload))
+}
+
+async fn next_ping(stream: &mut TcpStream) -> Option<Vec<u8>> {
+    loop {
+        if let (PING, 0, payload) = frame(stream).await? {
+            return Some(payload);
+        }
+    }
+}
+
+/// A client that answers is kept, and asked again; one that does not is let go.
+#[tokio::test]
+async fn who_does_not_answer_is_let_go() {
+    let [interval, timeout] = [20, 1_000].map(Duration::from_millis);
+    let keepalive = Keepalive { interval, timeout };
+    let served = Served::told(FaceConfig { keepalive, ..FaceConfig::default() }).await;
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
+    let mut heard = Instant::now();
+    stream.write_all(&[PREFACE, &SETTINGS].concat()).await.unwrap();
+    for _ in 0..5 {
+        let asked = next_ping(&mut stream).await.expect("it lives");
+        assert!(heard.elapsed() >= interval);
+        heard = Instant::now();
+        let pong = [&[0, 0, 8, PING, 1, 0, 0, 0, 0], &asked[..]].concat();
+        stream.write_all(&pong).await.unwrap();
+    }
+    assert!(next_ping(&mut stream).await.is_some());
+    assert_eq!(next_ping(&mut stream).await, None);
+    assert!(heard.elapsed() >= interval + timeout);
+}
+
+/// Where nothing is asked for long the kernel asks.
+#[tokio::test]
+async fn the_kernel_looks_after_silent_sockets() {
+    let served = Served::new().await;
+    let silent = TcpStream::connect(served.address).await.unwrap();
+    // Who came later has been answered: the first was taken up.
+    call(served.connect(65_535).await, "KV/Range", vec![framed(&range("k"))]).await;
+    let port = |address: std::net::SocketAddr| format!("0100007F:{:04X}", address.port());
+    let ends = [served.address, silent.local_addr().unwrap()].map(port).join(" ");
+    let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let row = sockets.lines().find(|row| row.contains(&ends)).expect("it is open");
+    let timer = row.split_whitespace().nth(5).unwrap();
+    assert!(timer.starts_with("02:"), "{row}");
+    let _still_open = silent;
 }
