@@ -99,6 +99,7 @@ pub(crate) async fn run(flags: EtcdFlags, drain: Drain) -> Result<(), Fatal> {
         bcrypt_cost: flags.limits.bcrypt_cost,
         progress_interval: flags.limits.watch_progress_notify_interval,
         keepalive: flags.connections.keepalive(),
+        max_streams: flags.connections.max_streams(),
     };
     let face = Face::new(store.clone(), config)?;
     let pages = listen(&flags.listen_metrics_urls, tls.as_ref()).await?;

@@ -112,12 +112,14 @@ fn told_in_silence() -> Vec<u8> {
 fn what_flags_say_of_connections_holds() {
     alone(|machine| {
         let times = "--grpc-keepalive-interval 1s --grpc-keepalive-timeout 1s";
-        let _knarr = serve(machine, &format!("@data {times}"));
+        let _knarr = serve(machine, &format!("@data {times} --max-concurrent-streams 7"));
         let begun = Instant::now();
         let told = told_in_silence();
         assert!(begun.elapsed() >= Duration::from_secs(2));
-        let ping = [0, 0, 8, 6, 0];
-        assert!(told.windows(5).any(|frame| frame == ping), "{told:?}");
+        let (ping, limit) = (&[0, 0, 8, 6, 0][..], &[0, 3, 0, 0, 0, 7][..]);
+        for part in [ping, limit] {
+            assert!(told.windows(part.len()).any(|said| said == part), "{part:?} in {told:?}");
+        }
     });
 }
 

@@ -157,6 +157,9 @@ pub(crate) struct EtcdConnectionFlags {
     /// How long it may be silent after that before its connection is ended.
     #[arg(long, default_value = "20s", value_name = "DURATION", value_parser = duration_or_zero)]
     grpc_keepalive_timeout: Duration,
+    /// The most calls that a client may have under way on one connection; 0 is no limit.
+    #[arg(long, default_value_t = u32::MAX, value_name = "N")]
+    max_concurrent_streams: u32,
 }
 
 impl EtcdConnectionFlags {
@@ -165,6 +168,13 @@ impl EtcdConnectionFlags {
         match (self.grpc_keepalive_interval, self.grpc_keepalive_timeout) {
             (Duration::ZERO, _) | (_, Duration::ZERO) => Keepalive::default(),
             (interval, timeout) => Keepalive { interval: interval.max(SECOND), timeout },
+        }
+    }
+
+    pub(crate) fn max_streams(&self) -> u32 {
+        match self.max_concurrent_streams {
+            0 => u32::MAX,
+            limit => limit,
         }
     }
 }

@@ -253,7 +253,6 @@ const ROWS: &[Row] = &[
         &["self-signed-cert-validity"],
     ),
     idle(Kind::Bool, "JSON is always served, for whom gRPC is", &["enable-grpc-gateway"]),
-    idle(Kind::Number, "streams are not counted", &["max-concurrent-streams"]),
     idle(
         Kind::Duration,
         "a client's pings are answered, however many",

@@ -40,6 +40,8 @@ pub struct FaceConfig {
     pub progress_interval: Duration,
     /// When a connection of HTTP/2 is asked whether somebody is there.
     pub keepalive: Keepalive,
+    /// The most calls that are under way on one.
+    pub max_streams: u32,
 }
 
 impl Default for FaceConfig {
@@ -55,6 +57,7 @@ impl Default for FaceConfig {
             bcrypt_cost: bcrypt::DEFAULT_COST,
             progress_interval: Duration::from_secs(600),
             keepalive: Keepalive::default(),
+            max_streams: u32::MAX,
         }
     }
 }

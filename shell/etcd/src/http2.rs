@@ -52,6 +52,7 @@ pub(crate) async fn serve(
         .initial_window_size(WINDOWS.0)
         .initial_connection_window_size(WINDOWS.1)
         .max_header_list_size(HEADERS)
+        .max_concurrent_streams(services.face.config.max_streams)
         .handshake(tokio::io::join(Heard(read, pulse.clone()), outbox.clone()))
         .await?;
     let pings = connection.ping_pong().expect("nobody else takes it");

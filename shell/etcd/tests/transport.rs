@@ -330,6 +330,29 @@ async fn next_ping(stream: &mut TcpStream) -> Option<Vec<u8>> {
     }
 }
 
+/// Who begins more calls than a connection may have is told so, and that they were not begun.
+#[tokio::test]
+async fn calls_beyond_the_limit_are_refused() {
+    let served = Served::told(FaceConfig { max_streams: 2, ..FaceConfig::default() }).await;
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
+    let (path, content) = (b"\x04\x19/etcdserverpb.Watch/Watch", b"\x0f\x10\x10application/grpc");
+    let fields = [&b"\x83\x86"[..], path, content].concat();
+    let call = |id: u8| [&[0, 0, fields.len() as u8, 1, 4, 0, 0, 0, id], &fields[..]].concat();
+    let calls = [1, 3, 5].map(call).concat();
+    stream.write_all(&[PREFACE, &SETTINGS, &calls].concat()).await.unwrap();
+    let (kind, _, settings) = frame(&mut stream).await.unwrap();
+    assert_eq!(kind, SETTINGS[3]);
+    assert!(settings.chunks(6).any(|row| row == [0, 3, 0, 0, 0, 2]), "{settings:?}");
+    let (reset, refused) = (3, [0, 0, 0, 7]);
+    loop {
+        if let (kind, _, why) = frame(&mut stream).await.unwrap()
+            && kind == reset
+        {
+            return assert_eq!(why, refused);
+        }
+    }
+}
+
 /// A client that answers is kept, and asked again; one that does not is let go.
 #[tokio::test]
 async fn who_does_not_answer_is_let_go() {
