@@ -100,6 +100,7 @@ pub(crate) async fn run(flags: EtcdFlags, drain: Drain) -> Result<(), Fatal> {
         progress_interval: flags.limits.watch_progress_notify_interval,
         keepalive: flags.connections.keepalive(),
         max_streams: flags.connections.max_streams(),
+        gateway: flags.connections.enable_grpc_gateway,
     };
     let face = Face::new(store.clone(), config)?;
     let pages = listen(&flags.listen_metrics_urls, tls.as_ref()).await?;

@@ -112,7 +112,8 @@ fn told_in_silence() -> Vec<u8> {
 fn what_flags_say_of_connections_holds() {
     alone(|machine| {
         let times = "--grpc-keepalive-interval 1s --grpc-keepalive-timeout 1s";
-        let _knarr = serve(machine, &format!("@data {times} --max-concurrent-streams 7"));
+        let limits = "--max-concurrent-streams 7 --enable-grpc-gateway=false";
+        let _knarr = serve(machine, &format!("@data {times} {limits}"));
         let begun = Instant::now();
         let told = told_in_silence();
         assert!(begun.elapsed() >= Duration::from_secs(2));
@@ -120,6 +121,7 @@ fn what_flags_say_of_connections_holds() {
         for part in [ping, limit] {
             assert!(told.windows(part.len()).any(|said| said == part), "{part:?} in {told:?}");
         }
+        assert_eq!(page(&format!("{URL}/v3/kv/range")).0, 404);
     });
 }
 

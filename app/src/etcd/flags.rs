@@ -160,6 +160,10 @@ pub(crate) struct EtcdConnectionFlags {
     /// The most calls that a client may have under way on one connection; 0 is no limit.
     #[arg(long, default_value_t = u32::MAX, value_name = "N")]
     max_concurrent_streams: u32,
+    /// Serve JSON at /v3/ too.
+    #[arg(long, value_parser = truth, action = ArgAction::Set, num_args = SWITCH)]
+    #[arg(require_equals = true, default_value = "true", default_missing_value = "true")]
+    pub(crate) enable_grpc_gateway: bool,
 }
 
 impl EtcdConnectionFlags {

@@ -252,7 +252,6 @@ const ROWS: &[Row] = &[
         "a certificate made here is valid for as long as its authority",
         &["self-signed-cert-validity"],
     ),
-    idle(Kind::Bool, "JSON is always served, for whom gRPC is", &["enable-grpc-gateway"]),
     idle(
         Kind::Duration,
         "a client's pings are answered, however many",

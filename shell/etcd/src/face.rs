@@ -42,6 +42,8 @@ pub struct FaceConfig {
     pub keepalive: Keepalive,
     /// The most calls that are under way on one.
     pub max_streams: u32,
+    /// Whether there is a gateway that makes calls of JSON.
+    pub gateway: bool,
 }
 
 impl Default for FaceConfig {
@@ -58,6 +60,7 @@ impl Default for FaceConfig {
             progress_interval: Duration::from_secs(600),
             keepalive: Keepalive::default(),
             max_streams: u32::MAX,
+            gateway: true,
         }
     }
 }

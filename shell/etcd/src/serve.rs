@@ -259,7 +259,7 @@ impl Services {
         let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
         match self.face.page(path, query) {
             Some(page) if !self.pages_only || path != "/version" => gateway::page(page),
-            _ if self.pages_only => gateway::nothing(),
+            _ if self.pages_only || !self.face.config.gateway => gateway::nothing(),
             // Boxed: it is large, and every call would carry the room for it.
             _ => Box::pin(gateway::answer(self, request)).await,
         }

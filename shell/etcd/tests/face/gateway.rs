@@ -235,17 +235,35 @@ async fn only_posts_are_calls() {
     }
 }
 
+/// What a path answers that nothing was sent to.
+async fn get(served: &Served, path: &str) -> (u16, String) {
+    let request = Request::get(path).header("host", "etcd").body(Full::default()).unwrap();
+    let mut answer = served.client().send(request).await.unwrap();
+    (answer.code, answer.rest().await)
+}
+
+#[tokio::test]
+async fn without_a_gateway_there_are_pages_and_calls() {
+    let config = FaceConfig { gateway: false, ..quick() };
+    let served = Served::new(&Store::in_memory(), config, None).await;
+    for path in ["kv/range", "watch", "nothing"] {
+        let mut answer = served.client().post(path, "{}").await.unwrap();
+        assert_eq!((answer.code, answer.rest().await), (404, "404 page not found\n".into()));
+    }
+    for path in ["/health", "/version", "/metrics"] {
+        assert_eq!(get(&served, path).await.0, 200, "{path}");
+    }
+    let channel = Channel::from_shared(format!("http://{}", served.address)).unwrap();
+    let mut kv = KvClient::new(channel.connect().await.unwrap());
+    kv.put(pb::PutRequest { key: "a".into(), ..Default::default() }).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_full_store_is_not_healthy() {
     let config = StoreConfig { memory_bytes: 10, ..StoreConfig::default() };
     let mut hand = ByHand::new(config);
     let served = Served::new(&hand.store, quick(), None).await;
-    let health = async || {
-        let request = Request::get("/health").header("host", "etcd");
-        let request = request.body(Full::default()).unwrap();
-        let mut answer = served.client().send(request).await.unwrap();
-        (answer.code, answer.rest().await)
-    };
+    let health = async || get(&served, "/health").await;
     assert_eq!(health().await.0, 200);
     let client = served.client();
     assert_eq!(hand.until(client.ask("kv/put", &json!({"key": "YQ=="}))).await.0, 429);
