@@ -183,7 +183,7 @@ async fn whole(input: &MessageDescriptor, body: Body, limit: usize) -> Result<By
 }
 
 /// A body's messages as frames, as they come: they follow each other without a comma, none longer
-/// than `limit`.
+/// than `limit`. What is no message ends them.
 fn frames(
     input: MessageDescriptor,
     body: Body,
@@ -191,22 +191,23 @@ fn frames(
 ) -> impl futures_util::Stream<Item = Result<Frame<Bytes>, Status>> {
     let state = (body, BytesMut::new(), input);
     stream::unfold(state, move |(mut body, mut read, input)| async move {
-        loop {
+        let wrong = loop {
             match first(&input, &mut read) {
-                Err(status) => return Some((Err(status), (Body::empty(), BytesMut::new(), input))),
+                Err(status) => break status,
                 Ok(Some(message)) => {
                     return Some((framed(&message).map(Frame::data), (body, read, input)));
                 }
-                Ok(None) if read.len() > limit => {
-                    return Some((Err(too_large()), (Body::empty(), BytesMut::new(), input)));
-                }
+                Ok(None) if read.len() > limit => break too_large(),
                 Ok(None) => {}
             }
-            match body.frame().await? {
-                Ok(piece) => read.extend_from_slice(&piece.into_data().unwrap_or_default()),
-                Err(status) => return Some((Err(status), (body, read, input))),
+            match body.frame().await {
+                Some(Ok(piece)) => read.extend_from_slice(&piece.into_data().unwrap_or_default()),
+                Some(Err(status)) => break status,
+                None if read.trim_ascii().is_empty() => return None,
+                None => break malformed("the last message is cut off"),
             }
-        }
+        };
+        Some((Err(wrong), (Body::empty(), BytesMut::new(), input)))
     })
 }
 

@@ -98,7 +98,11 @@ impl Stream {
                         open = false;
                         Ok(())
                     }
-                    Some(Err(_)) => Err(Gone),
+                    Some(Err(status)) => {
+                        // It may be the client's connection that is broken.
+                        let _ = self.out.send(Err(status)).await;
+                        Err(Gone)
+                    }
                 },
                 tokens = self.bell.wait() => self.deliver(tokens).await,
                 () = sleep_until(progress_at.unwrap_or_else(Instant::now)),
