@@ -6,10 +6,11 @@
 //! the definitions, bytes as base64, numbers of 64 bits as strings, defaults left out.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::LazyLock;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use futures_util::{StreamExt as _, stream};
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -22,7 +23,7 @@ use tonic::{Code, Status};
 
 use crate::pages::Page;
 use crate::serve::Services;
-use crate::unary::framed;
+use crate::unary::{PREFIX, framed};
 
 /// Paths below `/v3/`, and the methods behind them.
 const PATHS: &[(&str, &str)] = &[
@@ -133,23 +134,29 @@ pub(crate) async fn answer(services: &Services, request: Request<Body>) -> Respo
         return refusal(405, &Status::unimplemented("Method Not Allowed"));
     }
     let limit = services.face.config.max_request_bytes * 2;
+    let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
+    // As with a gateway that stands before a server: what goes between them is counted.
+    let came = services.face.metrics.calls(&path).cloned().unwrap_or_default();
+    let went = came.clone();
+    let count = move |frame: &Bytes| came.received(frame.len() - PREFIX);
     let (head, body) = request.into_parts();
     let framed = if method.is_client_streaming() {
-        Body::new(StreamBody::new(frames(method.input(), body, limit)))
+        let frames = frames(method.input(), body, limit).inspect_ok(count);
+        Body::new(StreamBody::new(frames.map_ok(Frame::data)))
     } else {
-        match whole(&method.input(), body, limit).await {
+        match whole(&method.input(), body, limit).await.inspect(count) {
             Ok(frame) => Body::new(Full::from(frame)),
             Err(status) => return failure(&status),
         }
     };
-    let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
     let mut call = Request::post(path).body(framed).expect("a path of ours");
     *call.extensions_mut() = head.extensions;
     pass_on(&head.headers, call.headers_mut());
-    let response = services.call(call).await;
+    let answers = messages(services.call(call).await);
+    let answers = answers.inspect_ok(move |message| went.sent(message.len()));
     match method.is_server_streaming() {
-        true => streamed(response, method.output()),
-        false => single(response, &method.output()).await,
+        true => streamed(answers, method.output()),
+        false => single(answers, &method.output()).await,
     }
 }
 
@@ -188,14 +195,14 @@ fn frames(
     input: MessageDescriptor,
     body: Body,
     limit: usize,
-) -> impl futures_util::Stream<Item = Result<Frame<Bytes>, Status>> {
+) -> impl Stream<Item = Result<Bytes, Status>> {
     let state = (body, BytesMut::new(), input);
     stream::unfold(state, move |(mut body, mut read, input)| async move {
         let wrong = loop {
             match first(&input, &mut read) {
                 Err(status) => break status,
                 Ok(Some(message)) => {
-                    return Some((framed(&message).map(Frame::data), (body, read, input)));
+                    return Some((framed(&message), (body, read, input)));
                 }
                 Ok(None) if read.len() > limit => break too_large(),
                 Ok(None) => {}
@@ -255,9 +262,11 @@ fn unframe(read: &mut BytesMut) -> Option<Bytes> {
     Some(read.split_to(len).freeze())
 }
 
-async fn single(response: Response<Body>, output: &MessageDescriptor) -> Response<Body> {
-    let mut answers = Box::pin(messages(response));
-    match answers.next().await {
+async fn single(
+    answers: impl Stream<Item = Result<Bytes, Status>>,
+    output: &MessageDescriptor,
+) -> Response<Body> {
+    match pin!(answers).next().await {
         Some(Ok(message)) => match json(output, message) {
             Ok(text) => page((200, "application/json", text)),
             Err(status) => failure(&status),
@@ -268,8 +277,11 @@ async fn single(response: Response<Body>, output: &MessageDescriptor) -> Respons
 }
 
 /// Each message on a line of its own, as `{"result":…}`; an error ends them.
-fn streamed(response: Response<Body>, output: MessageDescriptor) -> Response<Body> {
-    let lines = messages(response).map(move |message| {
+fn streamed(
+    answers: impl Stream<Item = Result<Bytes, Status>> + Send + 'static,
+    output: MessageDescriptor,
+) -> Response<Body> {
+    let lines = answers.map(move |message| {
         let line = match message.and_then(|message| json(&output, message)) {
             Ok(text) => format!("{{\"result\":{text}}}\n"),
             Err(status) => format!("{{\"error\":{}}}\n", problem(&status)),
@@ -283,9 +295,7 @@ fn streamed(response: Response<Body>, output: MessageDescriptor) -> Response<Bod
 }
 
 /// The messages of an answer, and its status last unless it is "OK".
-fn messages(
-    response: Response<Body>,
-) -> impl futures_util::Stream<Item = Result<Bytes, Status>> + Send {
+fn messages(response: Response<Body>) -> impl Stream<Item = Result<Bytes, Status>> + Send {
     let (head, body) = response.into_parts();
     let state = (status(&head.headers), Some(body), BytesMut::new());
     stream::unfold(state, |(failed, mut body, mut read)| async move {

@@ -13,6 +13,7 @@ use knarr_store::{Store, StoreConfig};
 use pb::kv_client::KvClient;
 use proptest::collection::vec;
 use proptest::prelude::*;
+use prost::Message as _;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tonic::Code;
@@ -256,6 +257,44 @@ async fn without_a_gateway_there_are_pages_and_calls() {
     let channel = Channel::from_shared(format!("http://{}", served.address)).unwrap();
     let mut kv = KvClient::new(channel.connect().await.unwrap());
     kv.put(pb::PutRequest { key: "a".into(), ..Default::default() }).await.unwrap();
+}
+
+/// The value of a row of the metrics.
+async fn metric(served: &Served, row: &str) -> usize {
+    let (_, text) = get(served, "/metrics").await;
+    let value = text.lines().find_map(|line| line.strip_prefix(row)).expect(row);
+    value.trim().parse().unwrap()
+}
+
+#[tokio::test]
+async fn json_is_counted_as_the_messages_that_it_is() {
+    let served = Served::new(&Store::in_memory(), quick(), None).await;
+    let way = |way: &str| format!("etcd_network_client_grpc_{way}_bytes_total");
+    let bytes =
+        async || (metric(&served, &way("received")).await, metric(&served, &way("sent")).await);
+    let messages = async |way: &str, method: &str, kind: &str| {
+        let labels = format!(r#"{{{method},grpc_type="{kind}"}}"#);
+        metric(&served, &format!("grpc_server_msg_{way}_total{labels}")).await
+    };
+    let client = served.client();
+    client.ask("kv/range", &json!({"key": "YQ=="})).await;
+    let range = pb::RangeRequest { key: "a".into(), ..Default::default() };
+    let channel = Channel::from_shared(format!("http://{}", served.address)).unwrap();
+    let mut kv = KvClient::new(channel.connect().await.unwrap());
+    let answer = kv.range(range.clone()).await.unwrap().into_inner();
+    // Once as JSON and once by gRPC.
+    let (received, sent) = (range.encoded_len() * 2, answer.encoded_len() * 2);
+    assert_eq!(bytes().await, (received, sent));
+    let mut answer = client.post("lease/keepalive", r#"{"ID":"1"}{"ID":"2"}{"IX"}"#).await.unwrap();
+    answer.rest().await;
+    let alive = pb::LeaseKeepAliveRequest { id: 1 }.encoded_len();
+    let (now_received, now_sent) = bytes().await;
+    assert_eq!(now_received, received + 2 * alive);
+    assert!(now_sent > sent);
+    let method = r#"grpc_service="etcdserverpb.Lease",grpc_method="LeaseKeepAlive""#;
+    for way in ["received", "sent"] {
+        assert_eq!(messages(way, method, "bidi_stream").await, 2, "{way}");
+    }
 }
 
 #[tokio::test]
