@@ -27,7 +27,7 @@ mod idle;
 mod sources;
 
 pub(crate) use flags::{EtcdBesideFlags, EtcdFlags};
-use flags::{EtcdLimits, EtcdTlsFlags};
+use flags::{EtcdLimits, EtcdTlsFlags, Measured};
 pub(crate) use sources::CommandLine;
 
 /// A URL that clients dial.
@@ -101,6 +101,7 @@ pub(crate) async fn run(flags: EtcdFlags, drain: Drain) -> Result<(), Fatal> {
         keepalive: flags.connections.keepalive(),
         max_streams: flags.connections.max_streams(),
         gateway: flags.connections.enable_grpc_gateway,
+        timed: flags.metrics == Measured::Extensive,
     };
     let face = Face::new(store.clone(), config)?;
     let pages = listen(&flags.listen_metrics_urls, tls.as_ref()).await?;

@@ -265,10 +265,10 @@ fn metrics_have_the_names_kinds_and_labels_of_etcds() {
             assert!(!etcdctl("compact 99").status.success());
             page(&format!("{URL}/metrics")).1
         };
-        let etcd = Etcd::start(machine, 1, "http", "");
+        let etcd = Etcd::start(machine, 1, "http", "--metrics extensive");
         let their_text = use_it();
         drop(etcd);
-        let _knarr = serve(machine, "@data");
+        let _knarr = serve(machine, "@data --metrics extensive");
         let text = use_it();
         let (theirs, ours) = (metrics(&their_text), metrics(&text));
         for (name, metric) in &theirs {
@@ -308,6 +308,7 @@ fn metrics_have_the_names_kinds_and_labels_of_etcds() {
             for way in ["received", "sent"] {
                 assert_eq!(value(&format!("grpc_server_msg_{way}_total{{{labels}}} ")), 1.0);
             }
+            assert_eq!(value(&format!("grpc_server_handling_seconds_count{{{labels}}} ")), 1.0);
         }
     });
 }

@@ -64,6 +64,9 @@ pub(crate) struct EtcdFlags {
     #[arg(long, value_parser = truth, action = ArgAction::Set, num_args = SWITCH)]
     #[arg(require_equals = true, default_value = "false", default_missing_value = "true")]
     pub(crate) version: bool,
+    /// What is measured: `extensive` is also how long calls take.
+    #[arg(long, value_enum, value_name = "WORD", default_value_t = Measured::Basic)]
+    pub(crate) metrics: Measured,
     #[command(flatten)]
     pub(crate) log: EtcdLogFlags,
     #[command(flatten)]
@@ -76,6 +79,13 @@ pub(crate) struct EtcdFlags {
     pub(crate) keep: EtcdKeepFlags,
     #[command(flatten)]
     pub(crate) idle: IdleFlags,
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Measured {
+    Basic,
+    Extensive,
 }
 
 /// The same face beside an API server: nowhere, unless it is asked for.

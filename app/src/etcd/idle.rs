@@ -262,11 +262,6 @@ const ROWS: &[Row] = &[
         "an address is taken up again at once, and is never shared",
         &["socket-reuse-port", "socket-reuse-address"],
     ),
-    idle(
-        Kind::Word(&["basic", "extensive"]),
-        "everything that is measured is always told",
-        &["metrics"],
-    ),
     idle(Kind::Bool, "there is no profile to be read", &["enable-pprof"]),
     idle(
         Kind::Duration,

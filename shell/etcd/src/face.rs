@@ -44,6 +44,8 @@ pub struct FaceConfig {
     pub max_streams: u32,
     /// Whether there is a gateway that makes calls of JSON.
     pub gateway: bool,
+    /// Whether it is measured how long calls take.
+    pub timed: bool,
 }
 
 impl Default for FaceConfig {
@@ -61,6 +63,7 @@ impl Default for FaceConfig {
             keepalive: Keepalive::default(),
             max_streams: u32::MAX,
             gateway: true,
+            timed: false,
         }
     }
 }
@@ -92,7 +95,7 @@ impl Face {
         let auth = store.read(|keyspace, _| Auth::read(keyspace.settings()));
         Ok(Arc::new(Self {
             tokens: Tokens::new(&config.tokens)?,
-            metrics: Metrics::default(),
+            metrics: Metrics::new(config.timed),
             auth: ArcSwap::from_pointee(auth),
             store,
             config,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use knarr_store::Histogram;
 use tonic::Code;
@@ -57,6 +58,17 @@ pub(crate) struct Calls {
     received: [AtomicU64; 2],
     /// Messages that went, and their bytes.
     sent: [AtomicU64; 2],
+    /// How long they took, where that is measured.
+    took: Option<Histogram>,
+}
+
+/// A call whose end is waited for to know how long it took.
+pub(crate) struct Timed(Arc<Calls>, Instant);
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        self.0.took.iter().for_each(|took| took.note(self.1.elapsed()));
+    }
 }
 
 /// Finds the messages in a stream of bytes: each has its length before it.
@@ -85,14 +97,14 @@ impl Meter {
     }
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        let calls = methods().map(|path| (path, Arc::default())).collect();
+impl Metrics {
+    /// Nothing has been called; whether it is to be measured how long calls take.
+    pub(crate) fn new(timed: bool) -> Self {
+        let calls = || Calls { took: timed.then(Histogram::default), ..Calls::default() };
+        let calls = methods().map(|path| (path, Arc::new(calls()))).collect();
         Self { calls, healthy: Default::default() }
     }
-}
 
-impl Metrics {
     /// The counters of a method; there are none for what does not exist.
     pub(crate) fn calls(&self, path: &str) -> Option<&Arc<Calls>> {
         self.calls.get(path)
@@ -133,6 +145,15 @@ impl Metrics {
                     text.row("grpc_server_handled_total", &labels, count);
                 }
             }
+        }
+        let timed =
+            self.calls.iter().filter_map(|(path, calls)| Some((path, calls.took.as_ref()?)));
+        let mut timed = timed.peekable();
+        if timed.peek().is_some() {
+            text.family("grpc_server_handling_seconds", "histogram", "How long calls took.");
+        }
+        for (path, took) in timed {
+            text.histogram("grpc_server_handling_seconds", &labels(path), took);
         }
     }
 }
@@ -178,6 +199,11 @@ impl Calls {
         self.started.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Where that is measured, measures how long what comes takes until this is dropped.
+    pub(crate) fn timed(self: &Arc<Self>) -> Option<Timed> {
+        self.took.as_ref().map(|_| Timed(self.clone(), Instant::now()))
+    }
+
     pub(crate) fn ended(&self, code: Code) {
         let at = usize::try_from(code as i32).unwrap_or(0);
         self.handled[at.min(self.handled.len() - 1)].fetch_add(1, Ordering::Relaxed);
@@ -205,16 +231,15 @@ impl Text {
         self.row(name, "", value);
     }
 
-    fn histogram(&mut self, name: &str, help: &str, values: &Histogram) {
-        self.family(name, "histogram", help);
-        let bucket = format!("{name}_bucket");
+    fn histogram(&mut self, name: &str, labels: &str, values: &Histogram) {
+        let (bucket, comma) = (format!("{name}_bucket"), if labels.is_empty() { "" } else { "," });
         for (end, count) in values.buckets() {
-            self.row(&bucket, &format!("le=\"{}\"", end.as_secs_f64()), count);
+            self.row(&bucket, &format!("{labels}{comma}le=\"{}\"", end.as_secs_f64()), count);
         }
         let count = values.count();
-        self.row(&bucket, "le=\"+Inf\"", count);
-        self.row(&format!("{name}_sum"), "", values.sum().as_secs_f64());
-        self.row(&format!("{name}_count"), "", count);
+        self.row(&bucket, &format!("{labels}{comma}le=\"+Inf\""), count);
+        self.row(&format!("{name}_sum"), labels, values.sum().as_secs_f64());
+        self.row(&format!("{name}_count"), labels, count);
     }
 
     fn line(&mut self, line: std::fmt::Arguments<'_>) {
@@ -239,16 +264,21 @@ impl Face {
             text.row(name, &format!("{label}=\"{value}\""), 1);
         }
         let measures = self.store.measures();
-        text.histogram(
-            "etcd_disk_wal_fsync_duration_seconds",
-            "Syncs of the log, which writes wait for.",
-            &measures.log_syncs,
-        );
-        text.histogram(
-            "etcd_disk_backend_commit_duration_seconds",
-            "Syncs of states and history, which no write waits for.",
-            &measures.state_syncs,
-        );
+        for (name, help, syncs) in [
+            (
+                "etcd_disk_wal_fsync_duration_seconds",
+                "Syncs of the log, which writes wait for.",
+                &measures.log_syncs,
+            ),
+            (
+                "etcd_disk_backend_commit_duration_seconds",
+                "Syncs of states and history, which no write waits for.",
+                &measures.state_syncs,
+            ),
+        ] {
+            text.family(name, "histogram", help);
+            text.histogram(name, "", syncs);
+        }
         self.metrics.write(&mut text);
         for (name, kind, help, value) in process::rows() {
             text.one(name, kind, help, value);

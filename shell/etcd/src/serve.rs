@@ -11,6 +11,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::header::CONTENT_TYPE;
 use http::{Request, Response};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -42,6 +43,7 @@ use crate::http2;
 use crate::lease::Leases;
 use crate::lock::Locks;
 use crate::maintenance::Keeper;
+use crate::metrics::Calls;
 use crate::tls::TlsKeeper;
 use crate::unary::{PREFIX, Quick};
 use crate::watch::Watches;
@@ -280,6 +282,7 @@ impl Services {
         if let Some(calls) = calls {
             calls.begun();
         }
+        let _timed = calls.and_then(Calls::timed);
         let answer = method.answer(&self.face, request, largest(&self.face)).await;
         if let Some(calls) = calls {
             calls.ended(answer.as_ref().map_or_else(Status::code, |_| Code::Ok));
@@ -296,6 +299,7 @@ impl Services {
         if let Some(calls) = calls {
             calls.begun();
         }
+        let timed = calls.and_then(Calls::timed);
         let service = path.trim_start_matches('/').split('/').next().unwrap_or_default();
         let response = match service {
             "etcdserverpb.KV" => self.kv.clone().call(request).await,
@@ -318,6 +322,15 @@ impl Services {
         if let Some(calls) = calls {
             calls.ended(code);
         }
-        response
+        match timed {
+            None => response,
+            // It has ended when its answer has.
+            Some(timed) => response.map(|body| {
+                Body::new(body.map_frame(move |frame| {
+                    let _until_dropped = &timed;
+                    frame
+                }))
+            }),
+        }
     }
 }

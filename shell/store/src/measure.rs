@@ -23,7 +23,8 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    fn note(&self, took: Duration) {
+    /// One more, that took so long.
+    pub fn note(&self, took: Duration) {
         let at = (0..BUCKETS).find(|&n| took <= Self::end(n)).unwrap_or(BUCKETS);
         self.counts[at].fetch_add(1, Ordering::Relaxed);
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);

@@ -11,6 +11,7 @@ use knarr_etcd::FaceConfig;
 use knarr_etcdpb::etcdserverpb as pb;
 use knarr_store::{Store, StoreConfig};
 use pb::kv_client::KvClient;
+use pb::lease_client::LeaseClient;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use prost::Message as _;
@@ -260,7 +261,7 @@ async fn without_a_gateway_there_are_pages_and_calls() {
 }
 
 /// The value of a row of the metrics.
-async fn metric(served: &Served, row: &str) -> usize {
+async fn metric(served: &Served, row: &str) -> f64 {
     let (_, text) = get(served, "/metrics").await;
     let value = text.lines().find_map(|line| line.strip_prefix(row)).expect(row);
     value.trim().parse().unwrap()
@@ -283,18 +284,58 @@ async fn json_is_counted_as_the_messages_that_it_is() {
     let mut kv = KvClient::new(channel.connect().await.unwrap());
     let answer = kv.range(range.clone()).await.unwrap().into_inner();
     // Once as JSON and once by gRPC.
-    let (received, sent) = (range.encoded_len() * 2, answer.encoded_len() * 2);
+    let (received, sent) = (range.encoded_len() as f64 * 2.0, answer.encoded_len() as f64 * 2.0);
     assert_eq!(bytes().await, (received, sent));
     let mut answer = client.post("lease/keepalive", r#"{"ID":"1"}{"ID":"2"}{"IX"}"#).await.unwrap();
     answer.rest().await;
-    let alive = pb::LeaseKeepAliveRequest { id: 1 }.encoded_len();
+    let alive = pb::LeaseKeepAliveRequest { id: 1 }.encoded_len() as f64;
     let (now_received, now_sent) = bytes().await;
-    assert_eq!(now_received, received + 2 * alive);
+    assert_eq!(now_received, received + 2.0 * alive);
     assert!(now_sent > sent);
     let method = r#"grpc_service="etcdserverpb.Lease",grpc_method="LeaseKeepAlive""#;
     for way in ["received", "sent"] {
-        assert_eq!(messages(way, method, "bidi_stream").await, 2, "{way}");
+        assert_eq!(messages(way, method, "bidi_stream").await, 2.0, "{way}");
     }
+}
+
+/// How long calls take is measured on demand: that of a stream until it ends.
+#[tokio::test]
+async fn calls_are_timed_where_that_is_asked_for() {
+    let served = Served::new(&Store::in_memory(), quick(), None).await;
+    assert!(!get(&served, "/metrics").await.1.contains("handling_seconds"));
+    let (store, config) = (Store::in_memory(), FaceConfig { timed: true, ..quick() });
+    let served = Served::new(&store, config, None).await;
+    let timed = async |what: &str, method: &str| {
+        let row =
+            format!("grpc_server_handling_seconds_{what}{{grpc_service=\"etcdserverpb.{method}");
+        metric(&served, &row).await
+    };
+    let range = r#"KV",grpc_method="Range",grpc_type="unary"}"#;
+    let grant = r#"Lease",grpc_method="LeaseGrant",grpc_type="unary"}"#;
+    let watch = r#"Watch",grpc_method="Watch",grpc_type="bidi_stream"}"#;
+    let channel = Channel::from_shared(format!("http://{}", served.address)).unwrap();
+    let channel = channel.connect().await.unwrap();
+    let mut kv = KvClient::new(channel.clone());
+    kv.range(pb::RangeRequest { key: "a".into(), ..Default::default() }).await.unwrap();
+    assert_eq!(
+        kv.range(pb::RangeRequest::default()).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    assert_eq!(timed("count", range).await, 2.0);
+    assert!(timed("sum", range).await > 0.0);
+    assert_eq!(timed("bucket", &range.replace('}', ",le=\"+Inf\"}")).await, 2.0);
+    let mut lease = LeaseClient::new(channel);
+    let refused = lease.lease_grant(pb::LeaseGrantRequest { ttl: i64::MAX, id: 0 }).await;
+    assert_eq!(refused.unwrap_err().code(), Code::OutOfRange);
+    assert_eq!(timed("count", grant).await, 1.0);
+
+    let create = json!({"create_request": {"key": "YQ=="}}).to_string();
+    let mut watched = served.client().post("watch", create).await.unwrap();
+    assert!(watched.line().await.unwrap().contains("created"));
+    assert_eq!(timed("count", watch).await, 0.0);
+    store.close().await;
+    watched.rest().await;
+    assert_eq!(timed("count", watch).await, 1.0);
 }
 
 #[tokio::test]
