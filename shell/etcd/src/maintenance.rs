@@ -117,7 +117,8 @@ impl Maintenance for Keeper {
 impl Face {
     /// What is wrong right now; alarms end by themselves.
     pub(crate) fn alarms(&self) -> Vec<pb::AlarmMember> {
-        let full = self.store.weights().is_full();
+        let weights = self.store.weights();
+        let full = weights.is_full() || weights.disk_full;
         let alarm = || pb::AlarmMember {
             member_id: self.store.identity().member,
             alarm: pb::AlarmType::Nospace.into(),

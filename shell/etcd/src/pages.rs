@@ -18,12 +18,15 @@ type Check = (&'static str, fn(&Face) -> Option<String>);
 
 /// Whether writes can be answered.
 const WRITES: Check = ("disk_writes", Face::failed);
+/// Whether there is room for them. It comes back without a restart, so `/livez` does not ask.
+const DISK_ROOM: Check = ("disk_room", Face::without_room);
 /// A read needs nobody else's consent here, and is always answered.
 const LOCAL_READ: Check = ("serializable_read", |_| None);
 
 const LIVEZ: &[Check] = &[WRITES, LOCAL_READ];
 const READYZ: &[Check] = &[
     ("data_corruption", |_| None), // damage is found when it is read, which is at the start
+    DISK_ROOM,
     WRITES,
     ("linearizable_read", |_| None),
     ("non_learner", |_| None),
@@ -56,6 +59,10 @@ impl Face {
     /// Why no write is answered any more.
     fn failed(&self) -> Option<String> {
         self.store.failure().map(|why| format!("the disk failed: {why}"))
+    }
+
+    fn without_room(&self) -> Option<String> {
+        self.store.weights().disk_full.then(|| "no space left on the store's disk".to_owned())
     }
 
     /// `/health`: alarms may be excluded; that the disk failed may not.

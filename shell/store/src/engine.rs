@@ -215,6 +215,11 @@ impl Engine {
         Ok(outcomes)
     }
 
+    /// Whether there is room for a batch, asked of a disk that had none.
+    pub fn finds_room(&mut self) -> bool {
+        self.log.reserve([self.batch_bytes()].into_iter()).is_ok()
+    }
+
     /// Jobs in the background are waited for: they take no more rests.
     pub fn hurry(&self) {
         self.pace.set(Tempo::Hurried);

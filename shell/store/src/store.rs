@@ -123,6 +123,7 @@ impl Store {
             untidy: true,
             usage: usage.clone(),
             retry_at: 0,
+            probe_at: 0,
             prompt: 0,
         };
         let (desk, writer) = run(writer).unzip();

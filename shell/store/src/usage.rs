@@ -1,6 +1,6 @@
 //! What a store weighs, and how often it had to say no.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::store::Store;
 
@@ -10,12 +10,21 @@ pub(crate) struct Usage {
     refused: AtomicU64,
     /// What the store weighed at the last refusal.
     refused_at: AtomicUsize,
+    disk_full: AtomicBool,
 }
 
 impl Usage {
     pub(crate) fn refuse(&self, held: usize) {
         self.refused_at.store(held, Ordering::Relaxed);
         self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_disk_full(&self, full: bool) {
+        self.disk_full.store(full, Ordering::Relaxed);
+    }
+
+    pub(crate) fn disk_full(&self) -> bool {
+        self.disk_full.load(Ordering::Relaxed)
     }
 }
 
@@ -34,6 +43,8 @@ pub struct Weights {
     pub refused: u64,
     /// What memory held at the last of them.
     pub refused_at: usize,
+    /// Whether the disk had no room for a write when that was tried last.
+    pub disk_full: bool,
 }
 
 impl Weights {
@@ -53,6 +64,7 @@ impl Store {
         let archive = past.archive.as_ref().map_or(0, |archive| archive.bytes());
         let refused = usage.map_or(0, |usage| usage.refused.load(Ordering::Relaxed));
         let refused_at = usage.map_or(0, |usage| usage.refused_at.load(Ordering::Relaxed));
-        Weights { live, history, budget, archive, refused, refused_at }
+        let disk_full = usage.is_some_and(Usage::disk_full);
+        Weights { live, history, budget, archive, refused, refused_at, disk_full }
     }
 }

@@ -28,6 +28,8 @@ use crate::watch::Hub;
 
 /// How long ended leases wait after the disk refused their end, in milliseconds.
 const EXPIRY_RETRY: u64 = 5_000;
+/// How often a disk that is full is asked for room, in milliseconds.
+const PROBE_EVERY: u64 = 5_000;
 /// How often the time is noted, in milliseconds.
 const MARK_EVERY: u64 = 1_000;
 /// How many leases end with one sync.
@@ -84,6 +86,8 @@ pub(crate) struct Writer {
     pub(crate) usage: Arc<Usage>,
     /// Before this moment ended leases are not tried again.
     pub(crate) retry_at: u64,
+    /// When a disk that is full is asked for room.
+    pub(crate) probe_at: u64,
     /// Batches in a row that the disk took promptly.
     pub(crate) prompt: u32,
 }
@@ -174,6 +178,7 @@ impl Writer {
             Message::Close(done) => return Some(done),
         }
         self.untidy = true;
+        self.probe();
         self.expire();
         self.compact();
         self.checkpoint();
@@ -258,7 +263,8 @@ impl Writer {
     fn wake_at(&self) -> Option<u64> {
         let expiry = read_lock(&self.engine.keyspace()).next_expiry();
         let expiry = expiry.map(|deadline| deadline.max(self.retry_at));
-        expiry.into_iter().chain(self.compactor.deadline()).min()
+        let probe = self.usage.disk_full().then_some(self.probe_at);
+        expiry.into_iter().chain(self.compactor.deadline()).chain(probe).min()
     }
 
     /// Commits a job and everything that waits behind it and fits.
@@ -314,13 +320,34 @@ impl Writer {
     fn log(&mut self, mut entries: Vec<Entry>) -> Result<Vec<Outcome>, StoreError> {
         let now = self.clock.now();
         if now < self.mark_at {
-            return self.engine.commit(&entries);
+            return self.append(&entries);
         }
         entries.insert(0, Entry::new(Command::Time { wall_ms: self.clock.wall() }));
-        let mut outcomes = self.engine.commit(&entries)?;
+        let mut outcomes = self.append(&entries)?;
         self.mark_at = now + MARK_EVERY;
         let _ = outcomes.remove(0);
         Ok(outcomes)
+    }
+
+    fn append(&mut self, entries: &[Entry]) -> Result<Vec<Outcome>, StoreError> {
+        let result = self.engine.commit(entries);
+        self.note_room(!matches!(result, Err(StoreError::Full)));
+        result
+    }
+
+    fn note_room(&mut self, found: bool) {
+        self.usage.set_disk_full(!found);
+        if !found {
+            self.probe_at = self.clock.now() + PROBE_EVERY;
+        }
+    }
+
+    /// A disk that was full is looked after: who is told that it is may write no more.
+    fn probe(&mut self) {
+        if self.usage.disk_full() && self.clock.now() >= self.probe_at {
+            let found = self.engine.finds_room();
+            self.note_room(found);
+        }
     }
 
     /// Compacts when that is due.

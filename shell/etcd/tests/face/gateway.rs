@@ -350,6 +350,39 @@ async fn a_full_store_is_not_healthy() {
     assert_eq!(health().await, (503, r#"{"health":"false","reason":"ALARM NOSPACE"}"#.into()));
 }
 
+/// And it is again by itself: nobody writes to a store that is said to be full.
+#[tokio::test]
+async fn a_store_on_a_full_disk_is_not_healthy() {
+    let mut hand = ByHand::new(StoreConfig { segment_bytes: 64 << 10, ..StoreConfig::default() });
+    let served = Served::new(&hand.store, quick(), None).await;
+    let codes = async |paths: [&str; 3]| {
+        let mut codes = Vec::new();
+        for path in paths {
+            codes.push(get(&served, path).await.0);
+        }
+        codes
+    };
+    let told = ["/health", "/readyz", "/readyz/disk_room"];
+    assert_eq!(codes(told).await, [200; 3]);
+    hand.disk.set_capacity(hand.disk.used());
+    let put = json!({"key": "YQ==", "value": BASE64_STANDARD.encode([0; 4_000])});
+    while hand.until(served.client().ask("kv/put", &put)).await.0 == 200 {}
+    assert_eq!(codes(told).await, [503; 3]);
+    assert_eq!(
+        served.client().ask("maintenance/alarm", &json!({})).await.1["alarms"][0]["alarm"],
+        "NOSPACE"
+    );
+    let excluded = ["/health?exclude=NOSPACE", "/readyz?exclude=disk_room", "/livez"];
+    assert_eq!(codes(excluded).await, [200; 3]);
+    // A look that is in vain; then there is room, and nobody has looked yet; then somebody has.
+    for (capacity, millis, code) in [(0, 7_000, 503), (u64::MAX, 4_999, 503), (u64::MAX, 1, 200)] {
+        hand.disk.set_capacity(capacity);
+        hand.clock.advance(millis);
+        hand.settle();
+        assert_eq!(codes(told).await, [code; 3]);
+    }
+}
+
 /// Who has said everything may go on listening.
 #[tokio::test]
 async fn a_watch_goes_on_when_its_request_has_ended() {

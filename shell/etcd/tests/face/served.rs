@@ -39,6 +39,8 @@ pub struct Client {
 /// A store that writes when it is told.
 pub struct ByHand {
     pub store: Store,
+    pub disk: SimDisk,
+    pub clock: Arc<SimClock>,
     pump: Pump,
 }
 
@@ -46,7 +48,7 @@ impl ByHand {
     pub fn new(config: StoreConfig) -> Self {
         let (disk, clock) = (SimDisk::default(), Arc::<SimClock>::default());
         let (store, pump) = Store::simulated(&disk, &clock, config).unwrap();
-        Self { store, pump }
+        Self { store, disk, clock, pump }
     }
 
     /// Lets everything happen until something is done.
@@ -56,9 +58,14 @@ impl ByHand {
             if let Poll::Ready(done) = done.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 return done;
             }
-            while self.pump.step() || self.pump.work() {}
+            self.settle();
             yield_now().await;
         }
+    }
+
+    /// Lets everything happen that is due.
+    pub fn settle(&mut self) {
+        while self.pump.step() || self.pump.work() {}
     }
 }
 
