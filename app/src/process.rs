@@ -4,12 +4,14 @@ use std::fmt;
 use std::future::Future;
 use std::io::IsTerminal;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
+use crate::ALLOCATOR;
 use crate::flags::LogFormat;
 
 /// Why knarr ends: one sentence that says what to do.
@@ -74,6 +76,9 @@ pub(crate) fn log_to(writer: BoxMakeWriter, level: LevelFilter, format: LogForma
     }
 }
 
+/// How often what memory is free is given back.
+const TIDY_EVERY: Duration = Duration::from_secs(1);
+
 /// Runs a role until it ends or a signal (INT, TERM) asks it to.
 pub(crate) fn run<F: Future<Output = Result<(), Fatal>>>(
     role: impl FnOnce(Drain) -> F,
@@ -91,9 +96,16 @@ pub(crate) fn run<F: Future<Output = Result<(), Fatal>>>(
             send.send_replace(true);
             std::future::pending::<()>().await;
         };
+        let tidy = async {
+            loop {
+                tokio::time::sleep(TIDY_EVERY).await;
+                ALLOCATOR.give_back();
+            }
+        };
         tokio::select! {
             result = role(drain) => result,
             () = signals => Ok(()),
+            () = tidy => Ok(()),
         }
     })
 }

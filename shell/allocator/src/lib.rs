@@ -11,7 +11,7 @@ use std::ffi::c_long;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use libmimalloc_sys::{
-    mi_free, mi_malloc, mi_malloc_aligned, mi_option_set, mi_option_t, mi_realloc,
+    mi_collect, mi_free, mi_malloc, mi_malloc_aligned, mi_option_set, mi_option_t, mi_realloc,
     mi_realloc_aligned, mi_zalloc, mi_zalloc_aligned,
 };
 use rustix::fs::{Mode, OFlags, open};
@@ -22,11 +22,23 @@ pub struct ByRole(pub &'static str);
 
 impl ByRole {
     /// Free memory goes back to the system soon, where a second is mimalloc's own choice: a store
-    /// under load would hold 10 MB for that long, all the time.
+    /// under load would hold 10 MB for that long, all the time. (Refused: at once. A write costs
+    /// more where memory goes back that the next one needs.)
     pub fn give_back_soon(&self) {
         if !self.is_shim() {
             // SAFETY: an option may be set at any time; one that is read meanwhile is a number.
             unsafe { mi_option_set(PURGE_DELAY, GIVE_BACK_MS) };
+        }
+    }
+}
+
+impl ByRole {
+    /// Gives back what has been free for long enough. To be called now and then: mimalloc itself
+    /// looks only when more is taken.
+    pub fn give_back(&self) {
+        if !self.is_shim() {
+            // SAFETY: it may be called at any time.
+            unsafe { mi_collect(false) };
         }
     }
 }
@@ -156,6 +168,28 @@ mod tests {
                 others.into_iter().for_each(|block| server.dealloc(block, layout));
                 let layout = Layout::from_size_align(2 * size + 1, align).unwrap();
                 server.dealloc(grown, layout);
+            }
+        }
+    }
+
+    /// Without being told it would stay for ever.
+    #[test]
+    fn what_is_free_goes_back() {
+        let (server, layout) = (ByRole("pod-shim"), Layout::new::<[u64; 40]>());
+        let resident = || {
+            let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+            text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+        };
+        server.give_back_soon();
+        // SAFETY: what is taken is given back.
+        unsafe {
+            let block = || server.alloc_zeroed(layout).cast::<[u64; 40]>();
+            let blocks: Vec<_> = (0..100_000).map(|_| block()).collect();
+            blocks.iter().for_each(|block| block.write([1; 40]));
+            let full = resident();
+            blocks.into_iter().for_each(|block| server.dealloc(block.cast(), layout));
+            while resident() > full - (20 << 20) {
+                server.give_back();
             }
         }
     }

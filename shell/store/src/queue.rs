@@ -74,8 +74,8 @@ impl Queue {
         Sending(self)
     }
 
-    /// The only command that waits, if it is of somebody who does little else and there is something
-    /// `at_hand` for it: both.
+    /// The only command that waits, if it is of somebody who does little else, and what is
+    /// `at_hand` for it, if there is something.
     pub(crate) fn lone<T>(&self, at_hand: impl FnOnce() -> Option<T>) -> Option<(Box<Job>, T)> {
         let mut waiting = self.lock();
         if waiting.messages.is_empty() {
