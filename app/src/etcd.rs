@@ -171,6 +171,7 @@ fn open_store(flags: &EtcdFlags, data: &Path) -> Result<Store, Fatal> {
     let config = StoreConfig {
         identity: knarr_store::Identity { cluster: id(cluster), member: id(member) },
         command_bytes: flags.limits.max_request_bytes,
+        senders_commit: true,
         ..StoreConfig::default()
     };
     let config = flags.keep.over(config).map_err(Fatal)?;

@@ -31,6 +31,9 @@ pub struct StoreConfig {
     pub history_bytes: usize,
     /// Writes waiting for the writer; beyond it callers wait.
     pub queue_bytes: usize,
+    /// Whether a command that is alone may be committed by the thread that sends it, which waits for
+    /// the disk then, if that was prompt of late: for processes that have nothing else to do.
+    pub senders_commit: bool,
     /// The largest encoded command.
     pub command_bytes: usize,
     /// What state and history may weigh together; what would grow beyond is refused.
@@ -98,6 +101,7 @@ impl Default for StoreConfig {
             checkpoint_percent: 25,
             history_bytes: 8 << 20,
             queue_bytes: 32 << 20,
+            senders_commit: false,
             command_bytes: 8 << 20,
             memory_bytes: memory::default_budget(),
             archive: ArchiveConfig::default(),

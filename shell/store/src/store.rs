@@ -59,7 +59,7 @@ struct Log {
     /// One permit per KiB of queued commands.
     room: Arc<Semaphore>,
     queue: Arc<Queue>,
-    /// Where the writer is, if it has a thread.
+    /// Where the writer is, if senders may use it.
     desk: Option<Arc<Desk>>,
     /// The writer's; a closed store lets its files go.
     archive: Weak<Archive>,
@@ -127,6 +127,7 @@ impl Store {
             prompt: 0,
         };
         let (desk, writer) = run(writer).unzip();
+        let desk = desk.filter(|_| config.senders_commit);
         let writer = Mutex::new(writer);
         let backend = Backend::Log(Log { room, queue, desk, archive, usage, failure, writer });
         let shared =
@@ -428,9 +429,8 @@ impl Store {
     }
 
     /// Runs something that sends commands, as many as there are, without waiting for them: the log
-    /// takes them together. A command that is alone may be committed by this thread, which waits
-    /// for the disk then, if that answers promptly: not for threads on which others depend. Whether
-    /// that was so comes with the result.
+    /// takes them together. Whether one that was alone was committed by this thread comes with the
+    /// result ([`StoreConfig::senders_commit`]).
     pub fn together<R>(&self, send: impl FnOnce() -> R) -> (R, bool) {
         match &self.shared.backend {
             Backend::Log(log) => log.together(send),

@@ -212,7 +212,8 @@ async fn send_together(store: &Store, keys: &[&str]) -> (bool, Vec<Revision>) {
 async fn a_lone_command_on_a_prompt_disk_is_committed_by_its_sender() {
     let disk = Tired::default();
     let slow = disk.is_slow.clone();
-    let store = Store::open(Arc::new(disk), Arc::new(SimClock::default()), small()).unwrap();
+    let config = StoreConfig { senders_commit: true, ..small() };
+    let store = Store::open(Arc::new(disk), Arc::new(SimClock::default()), config).unwrap();
     assert!(!send_together(&store, &["a"]).await.0, "nobody knows the disk yet");
     // The writer's thread may still be at it; how long that takes is nobody's business.
     let lone = async |keys: &'static [&str]| send_together(&store, keys).await;
@@ -239,15 +240,23 @@ async fn a_lone_command_on_a_prompt_disk_is_committed_by_its_sender() {
     assert!(matches!(refused, (Poll::Ready(Err(StoreError::Closed)), false)), "{refused:?}");
 }
 
+/// A process that serves more than the store has no thread to spare.
+#[tokio::test]
+async fn nobody_waits_for_the_disk_unasked() {
+    let store = Store::open(Arc::new(SimDisk::default()), Arc::new(SimClock::default()), small());
+    let store = store.unwrap();
+    for _ in 0..2000 {
+        assert!(!send_together(&store, &["a"]).await.0);
+    }
+}
+
 /// The writer's thread learns what there is to do after commands that their senders committed.
 #[tokio::test]
 async fn a_lone_command_leaves_nothing_undone() {
     let clock = Arc::new(SystemClock::default());
     let (history_bytes, archive) = (100_000, ArchiveConfig::OFF);
-    let config = StoreConfig { history_bytes, archive, ..small() };
+    let config = StoreConfig { history_bytes, archive, senders_commit: true, ..small() };
     let store = Store::open(Arc::new(SimDisk::default()), clock, config).unwrap();
-    let op = |number| put(&format!("{number}"), b"x").success.remove(0);
-    store.txn(Txn { success: (0..900).map(op).collect(), ..Txn::default() }).await.unwrap();
     let mut watch = store.watch(KeyRange::single("leased"), store.durable());
     // Whether both were committed here.
     let leased = async |id| {
@@ -271,10 +280,18 @@ async fn a_lone_command_leaves_nothing_undone() {
         ended = events.any(|event| event.new.is_none() && event.old.unwrap().lease == id);
     }
     // More history than goes with a command.
-    let delete = Op::Delete { range: KeyRange::prefix("") };
-    let delete = Txn { success: vec![delete], ..Txn::default() };
-    let (_, committed) = store.together(|| poll_once(&mut Box::pin(store.txn(delete))).is_ready());
-    assert!(committed, "the thread did it");
+    let op = |number| put(&format!("{number}"), b"x").success.remove(0);
+    loop {
+        store.txn(Txn { success: (0..900).map(op).collect(), ..Txn::default() }).await.unwrap();
+        while !send_together(&store, &["a"]).await.0 {}
+        let delete = Op::Delete { range: KeyRange::prefix("") };
+        let txn = Txn { success: vec![delete], ..Txn::default() };
+        let mut delete = Box::pin(store.txn(txn));
+        if store.together(|| poll_once(&mut delete).is_ready()).1 {
+            break;
+        }
+        delete.await.unwrap();
+    }
     while store.read(|keyspace, _| keyspace.history_bytes()) > history_bytes {
         tokio::task::yield_now().await;
     }
@@ -352,7 +369,7 @@ async fn leases_end_when_a_full_disk_has_space_again() {
         store.txn(put("k", &[0; 100])).await.unwrap_err();
     }
     let before = disk.changes();
-    for _ in 0..50 {
+    for _ in 0..2000 {
         store.wake();
     }
     store.txn(put("k", &[0; 100])).await.unwrap_err();
