@@ -31,8 +31,8 @@ pub struct StoreConfig {
     pub history_bytes: usize,
     /// Writes waiting for the writer; beyond it callers wait.
     pub queue_bytes: usize,
-    /// Whether a command that is alone may be committed by the thread that sends it, which waits for
-    /// the disk then, if that was prompt of late: for processes that have nothing else to do.
+    /// Whether a command that is alone may be committed by the thread that sends it, which then
+    /// waits for a disk that was prompt of late: for processes that have nothing else to do.
     pub senders_commit: bool,
     /// The largest encoded command.
     pub command_bytes: usize,

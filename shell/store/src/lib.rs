@@ -7,19 +7,18 @@
 //! (Refused: applying at append time and hiding the result until the sync. It answers no sooner,
 //! it needs an undo for a failed append, and it cannot be kept once a majority has to agree.)
 //!
-//! Life of a write: [`Store::txn`] → bounded queue → the writer takes what is waiting as one batch →
-//! `Log::append` → fdatasync → `Keyspace::apply` → answers and watchers. The writer has a thread; a
-//! command that is alone ([`Store::together`]) may be committed by the thread that sent it.
+//! Life of a write: [`Store::txn`] → bounded queue → the writer takes what is waiting as one
+//! batch → `Log::append` → fdatasync → `Keyspace::apply` → answers and watchers. The writer has a
+//! thread; a command that is alone ([`Store::together`]) may be committed by who sent it.
 //!
 //! * `disk`, `clock`, `spawn` – the seams; `sim` – their simulated halves, for the tests of every
 //!   crate.
 //! * `record` – file headers and records as bytes; `log` – segments; `items` – a state read in
 //!   steps; `checkpoint` – one on disk; `recovery` – what a start makes of them; `archive` –
 //!   history that memory let go; `past` – the two read as one.
-//! * `engine` – the above as one deterministic machine; `queue`, `writer` – its queue and who drives
-//!   it; `store` – its handle;
-//!   `watch` – cursors; `backup` – states in etcd's format out, and into a new directory; `usage` –
-//!   what it weighs; `measure` – what it did, and how long its disk took.
+//! * `engine` – the above as one deterministic machine; `queue`, `writer` – what drives it;
+//!   `store` – its handle; `watch` – cursors; `backup` – states in etcd's format out, and into a
+//!   new directory; `usage` – what it weighs; `measure` – what it did, and how long its disk took.
 //!
 //! * `external` – the other backend: an etcd, and a mirror of it behind the same handle.
 //!
