@@ -239,6 +239,11 @@ fn watches_tell_everything_in_order() {
             must("put end 1");
             old.line("what came later", |line| line == "4");
             all.line("what came later", |line| line == "end");
+            // It leaves once it has read everything, whether that is answered or not.
+            let mut asks = Command::new("sh");
+            asks.args(["-c", "(printf 'watch a\nprogress\n'; sleep 30) | etcdctl watch -i"]);
+            let asks = Running::start("watch -i", asks.env("ETCDCTL_API", "3"));
+            asks.line("how far it has come", |line| line == "progress notify: 8");
             must("compact 7");
             let gone = etcdctl(&words("watch a --rev 3"), "");
             told.push((old.output(), all.output(), gone.out, gone.err.contains("compacted")));
