@@ -1,7 +1,10 @@
 //! Requests that somebody else answers, a node or a Pod: the server carries them there and the
 //! answer back. What is upgraded becomes two byte streams that nobody here looks into.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
@@ -14,9 +17,10 @@ use hyper_util::rt::TokioIo;
 use knarr_api::{Reason, Status};
 use knarr_registry::{Onward, Passage, Response, Road};
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tracing::{debug, warn};
 
 use crate::http::{OutBody, whole};
@@ -169,7 +173,44 @@ async fn send(
     };
     let host = target.host.rsplit_once(':').map_or(target.host.as_str(), |(host, _)| host);
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())?;
-    over(TlsConnector::from(tls).connect(name, tcp).await?, request).await
+    over(Records(TlsConnector::from(tls).connect(name, tcp).await?), request).await
+}
+
+/// A connection that is read a TLS record at a time, as Go reads. A node gives each frame of a
+/// WebSocket a record of its own, and so must be passed on: clients that ask the system whether
+/// there is something to read, as that for Python does, do not see the second frame of a record.
+struct Records<S>(TlsStream<S>);
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Records<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let record = ready!(Pin::new(&mut self.0).poll_fill_buf(cx))?;
+        let len = record.len().min(buf.remaining());
+        buf.put_slice(&record[..len]);
+        Pin::new(&mut self.0).consume(len);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Records<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
 }
 
 async fn over(
@@ -211,4 +252,41 @@ async fn refusal(response: http::Response<Incoming>) -> Result<Answer, Failure> 
         StatusCode::NOT_FOUND => Status::new(Reason::NotFound, text),
         _ => Status::internal(text),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use knarr_pki::{Authority, Clients, Identity, Usage, client_config, server_config};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_rustls::TlsAcceptor;
+
+    #[tokio::test]
+    async fn a_connection_is_read_a_record_at_a_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let authority = Authority::load_or_create(dir.path()).expect("a CA");
+        let identity = Identity { dns: vec!["node".into()], ..Identity::default() };
+        let signed = authority.issue(&identity, Usage::Server).expect("a certificate");
+        let acceptor = TlsAcceptor::from(server_config(&signed, Clients::Anyone).expect("TLS"));
+        let trusting = client_config(authority.certificate(), None).expect("TLS");
+        let (near, far) = tokio::io::duplex(BUFFER);
+        let name = ServerName::try_from("node").expect("a name");
+        let connecting = TlsConnector::from(trusting).connect(name, near);
+        let (near, far) = tokio::join!(connecting, acceptor.accept(far));
+        let (mut near, mut far) = (Records(near.expect("TLS")), far.expect("TLS"));
+        for frame in ["one", "another"] {
+            far.write_all(frame.as_bytes()).await.expect("there is room");
+            far.flush().await.expect("there is room");
+        }
+        let mut read = [0; 100];
+        let mut next = async |room: usize| {
+            let len = near.read(&mut read[..room]).await.expect("TLS");
+            String::from_utf8_lossy(&read[..len]).into_owned()
+        };
+        assert_eq!(next(100).await, "one");
+        assert_eq!(next(4).await, "anot");
+        assert_eq!(next(100).await, "her");
+        far.shutdown().await.expect("TLS");
+        assert_eq!(next(100).await, "");
+    }
 }
