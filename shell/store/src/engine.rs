@@ -244,10 +244,8 @@ impl Engine {
     /// [`Engine::end_checkpoint`]. On a full disk one is due early: it needs less than it frees.
     pub fn begin_checkpoint(&mut self) -> Option<CheckpointJob> {
         let starved = std::mem::take(&mut self.starved) && self.log.segments.len() > 1;
-        if !(starved || self.is_long())
-            || self.checkpoint != Checkpoint::Idle
-            || self.failed.get().is_some()
-        {
+        let due = starved || self.log_is_long();
+        if !due || self.checkpoint != Checkpoint::Idle || self.failed.get().is_some() {
             return None;
         }
         let disk = self.log.disk.clone();
@@ -259,7 +257,7 @@ impl Engine {
     }
 
     /// Whether there is much log behind the checkpoint.
-    fn is_long(&self) -> bool {
+    fn log_is_long(&self) -> bool {
         let StoreConfig { checkpoint_bytes, checkpoint_percent, .. } = self.config;
         let state = || read_lock(&self.keyspace).live_bytes() as u64;
         self.log_bytes >= checkpoint_bytes as u64

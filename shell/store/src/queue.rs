@@ -8,6 +8,7 @@ use std::mem;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::error::StoreError;
 use crate::writer::{Job, Message};
 
 /// So many messages are enough to begin with, though more may follow.
@@ -46,20 +47,16 @@ impl Drop for Sending<'_> {
     }
 }
 
-/// Nobody takes messages any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Closed;
-
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a message; the writer is told unless more are to follow.
-    pub(crate) fn send(&self, message: Message) -> Result<(), Closed> {
+    pub(crate) fn send(&self, message: Message) -> Result<(), StoreError> {
         let mut waiting = self.lock();
         if waiting.closed {
-            return Err(Closed);
+            return Err(StoreError::Closed);
         }
         waiting.messages.push_back(message);
         if waiting.senders == 0 || waiting.messages.len() == MANY {

@@ -477,7 +477,7 @@ impl Log {
         room.forget();
         let (reply, answer) = oneshot::channel();
         let job = Job { command, bytes, reply, room: weight };
-        self.queue.send(Message::Write(Box::new(job))).map_err(|_| StoreError::Closed)?;
+        self.queue.send(Message::Write(Box::new(job)))?;
         let outcome = answer.await.map_err(|_| StoreError::Closed)??;
         outcome.map_err(StoreError::Refused)
     }
