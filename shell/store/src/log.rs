@@ -41,6 +41,10 @@ pub(crate) struct Log {
     pub(crate) segments: Vec<u64>,
     /// The last segment.
     pub(crate) file: Box<dyn DiskFile>,
+    /// Its size. A look at the file would cost far more than the call: the kernel keeps the time of
+    /// a write to the nanosecond once somebody could have read it, and then each sync writes the
+    /// inode too.
+    pub(crate) size: u64,
     /// Where its next record goes.
     pub(crate) offset: u64,
     /// The next record's index.
@@ -64,6 +68,7 @@ impl Log {
             segment_bytes,
             segments: vec![first],
             file,
+            size: segment_bytes,
             offset: FILE_HEADER as u64,
             next: first,
             term: 1,
@@ -77,11 +82,12 @@ impl Log {
     /// The disk's; nothing is lost and the call may be repeated.
     pub(crate) fn reserve(&mut self, payloads: impl Iterator<Item = usize>) -> io::Result<()> {
         let size: usize = payloads.map(Record::size).sum();
-        if self.offset + size as u64 <= self.file.len()? {
+        if self.offset + size as u64 <= self.size {
             return Ok(());
         }
         let bytes = self.segment_bytes.max((FILE_HEADER + size) as u64);
         self.file = create_segment(&*self.disk, self.identity, bytes, self.next)?;
+        self.size = bytes;
         self.offset = FILE_HEADER as u64;
         if self.segments.last() != Some(&self.next) {
             self.segments.push(self.next);

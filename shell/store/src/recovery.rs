@@ -304,21 +304,23 @@ impl LogEnd {
         let name = segment_name(self.segments[self.segments.len() - 1]);
         let open = || {
             let mut file = disk.open(&name)?;
+            let size = file.len()?;
             if end.torn == Torn::Yes {
                 tracing::warn!(name, offset = end.offset, "cutting off a write that never ended");
-                let rest = usize::try_from(file.len()?).map_err(io::Error::other)? - end.offset;
+                let rest = usize::try_from(size).map_err(io::Error::other)? - end.offset;
                 file.write_at(end.offset as u64, &vec![0; rest])?;
                 file.sync_data()?;
             }
-            Ok(file)
+            Ok((file, size))
         };
-        let file = open().map_err(io_error(&name))?;
+        let (file, size) = open().map_err(io_error(&name))?;
         Ok(Log {
             disk,
             identity: self.identity,
             segment_bytes,
             segments: self.segments,
             file,
+            size,
             offset: end.offset as u64,
             next: self.last + 1,
             term: self.term,
