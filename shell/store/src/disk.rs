@@ -7,7 +7,10 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Advice, FallocateFlags, FlockOperation, fadvise, fallocate, flock};
+use rustix::fs::{
+    Advice, AtFlags, FallocateFlags, FlockOperation, OFlags, StatxFlags, fadvise, fallocate,
+    fcntl_getfl, fcntl_setfl, flock, statx,
+};
 use rustix::io::Errno;
 
 use crate::error::OpenError;
@@ -40,6 +43,12 @@ pub trait DiskFile: Debug + Send {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
     /// Writes all of `data` at `offset`. Durable after [`DiskFile::sync_data`].
     fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Lets writes pass the page cache from now on, where the file system can do that. Returns the
+    /// bytes at whose multiples they have to begin and end: [`BLOCK`], or 1 where nothing changed.
+    /// Such a file is not read any more.
+    fn direct(&mut self) -> io::Result<usize> {
+        Ok(1)
+    }
     /// Makes the file `len` bytes of allocated zeros, so that later writes need no new space and
     /// their sync no metadata.
     fn preallocate(&mut self, len: u64) -> io::Result<()>;
@@ -53,6 +62,10 @@ pub trait DiskFile: Debug + Send {
     fn sync_data(&mut self) -> io::Result<()>;
 }
 
+/// What direct writes are aligned to: no less than a sector, and a page of the cache, so that the
+/// kernel rewrites what it would have rewritten anyway.
+pub const BLOCK: usize = 4096;
+
 /// A directory of this machine, locked against other processes for as long as this value lives.
 #[derive(Debug)]
 pub struct RealDisk {
@@ -65,6 +78,8 @@ pub struct RealDisk {
 pub(crate) const LOCK: &str = "LOCK";
 /// Zeros are written in pieces of this size.
 const ZEROS: usize = 1 << 20;
+/// Memory that a file keeps for what it writes.
+const KEPT: usize = 64 << 10;
 
 impl RealDisk {
     /// Makes the directory if needed and locks it.
@@ -118,13 +133,13 @@ impl Disk for RealDisk {
 
     fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
         let file = OpenOptions::new().read(true).write(true).open(self.dir.join(name))?;
-        Ok(Box::new(file))
+        Ok(Box::new(RealFile::from(file)))
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true).mode(0o600);
-        Ok(Box::new(options.open(self.dir.join(name))?))
+        Ok(Box::new(RealFile::from(options.open(self.dir.join(name))?)))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -165,7 +180,7 @@ impl Disk for ReadDisk {
     }
 
     fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(File::open(self.0.join(name))?))
+        Ok(Box::new(RealFile::from(File::open(self.0.join(name))?)))
     }
 
     fn create(&self, _: &str) -> io::Result<Box<dyn DiskFile>> {
@@ -195,41 +210,78 @@ fn list(dir: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-impl DiskFile for File {
+/// A file of this machine.
+#[derive(Debug)]
+struct RealFile {
+    file: File,
+    /// Whether writes pass the page cache.
+    is_direct: bool,
+    /// Where what is written lies as the device can take it.
+    aligned: Vec<u8>,
+}
+
+impl From<File> for RealFile {
+    fn from(file: File) -> Self {
+        Self { file, is_direct: false, aligned: Vec::new() }
+    }
+}
+
+impl DiskFile for RealFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.read_exact_at(buf, offset)
+        self.file.read_exact_at(buf, offset)
     }
 
     fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.write_all_at(data, offset)
+        if !self.is_direct {
+            return self.file.write_all_at(data, offset);
+        }
+        self.aligned.resize(self.aligned.len().max(data.len() + BLOCK), 0);
+        let skip = self.aligned.as_ptr().align_offset(BLOCK);
+        let aligned = &mut self.aligned[skip..skip + data.len()];
+        aligned.copy_from_slice(data);
+        self.file.write_all_at(aligned, offset)?;
+        self.aligned.truncate(KEPT);
+        self.aligned.shrink_to(KEPT);
+        Ok(())
+    }
+
+    fn direct(&mut self) -> io::Result<usize> {
+        let known = statx(&self.file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN | StatxFlags::SIZE)?;
+        let fits = |align: u32| align != 0 && (BLOCK as u32).is_multiple_of(align);
+        let aligns = [known.stx_dio_mem_align, known.stx_dio_offset_align];
+        if aligns.into_iter().all(fits) && known.stx_size.is_multiple_of(BLOCK as u64) {
+            fcntl_setfl(&self.file, fcntl_getfl(&self.file)? | OFlags::DIRECT)?;
+            self.is_direct = true;
+        }
+        Ok(if self.is_direct { BLOCK } else { 1 })
     }
 
     fn preallocate(&mut self, len: u64) -> io::Result<()> {
         // Fails at once when there is no space; written zeros then turn the extents into plain
         // data, so that a later fdatasync has no metadata to write.
-        match fallocate(&*self, FallocateFlags::empty(), 0, len) {
+        match fallocate(&self.file, FallocateFlags::empty(), 0, len) {
             Ok(()) | Err(Errno::OPNOTSUPP) => {}
             Err(error) => return Err(error.into()),
         }
         let zeros = vec![0; ZEROS];
         for offset in (0..len).step_by(ZEROS) {
             let piece = (len - offset).min(ZEROS as u64) as usize;
-            self.write_all_at(&zeros[..piece], offset)?;
+            self.write_at(offset, &zeros[..piece])?;
         }
         Ok(())
     }
 
     fn send(&mut self, offset: u64, len: u64) -> io::Result<()> {
         // Before pages leave the cache they are written, and this does not wait for it.
-        fadvise(&*self, offset, NonZeroU64::new(len), Advice::DontNeed)?;
+        fadvise(&self.file, offset, NonZeroU64::new(len), Advice::DontNeed)?;
         Ok(())
     }
 
     fn sync_data(&mut self) -> io::Result<()> {
-        File::sync_data(self)
+        self.file.sync_data()
     }
 }

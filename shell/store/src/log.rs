@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::config::Identity;
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{BLOCK, Disk, DiskFile};
 use crate::record::{FILE_HEADER, FileHeader, Magic, Record};
 
 /// While a file is written it has this prefix; a start removes leftovers.
@@ -40,17 +40,74 @@ pub(crate) struct Log {
     /// First indexes of all segments, oldest first; never empty.
     pub(crate) segments: Vec<u64>,
     /// The last segment.
-    pub(crate) file: Box<dyn DiskFile>,
-    /// Its size. A look at the file would cost far more than the call: the kernel keeps the time of
-    /// a write to the nanosecond once somebody could have read it, and then each sync writes the
-    /// inode too.
-    pub(crate) size: u64,
-    /// Where its next record goes.
-    pub(crate) offset: u64,
+    pub(crate) segment: Segment,
     /// The next record's index.
     pub(crate) next: u64,
     pub(crate) term: u64,
-    pub(crate) buffer: Vec<u8>,
+}
+
+/// A file that records are appended to. What is behind them is zero.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    file: Box<dyn DiskFile>,
+    /// Bytes of the file. To look at it would cost more than it seems: the kernel keeps the time of
+    /// a write to the nanosecond once somebody could have read it, and each sync then writes the
+    /// inode too.
+    size: u64,
+    /// Where the next record goes.
+    offset: u64,
+    /// Writes begin and end at multiples of this.
+    block: usize,
+    /// What the block has in which the next record begins.
+    buffer: Vec<u8>,
+}
+
+impl Segment {
+    /// A segment of zeros with its header, durable under its name.
+    fn create(disk: &dyn Disk, bytes: u64, header: FileHeader) -> io::Result<Self> {
+        let temporary = format!("{TEMPORARY}log");
+        let fill = || {
+            let mut file = disk.create(&temporary)?;
+            let block = file.direct()?;
+            let size = bytes.next_multiple_of(block as u64);
+            file.preallocate(size)?;
+            let mut segment = Self { file, size, offset: 0, block, buffer: Vec::new() };
+            segment.write(|buffer| buffer.extend_from_slice(&header.encode()))?;
+            disk.rename(&temporary, &segment_name(header.index))?;
+            disk.sync_dir()?;
+            Ok(segment)
+        };
+        fill().inspect_err(|_| {
+            // The space matters more than a second error.
+            let _ = disk.remove(&temporary);
+        })
+    }
+
+    /// A segment whose records end at an offset.
+    pub(crate) fn open(mut file: Box<dyn DiskFile>, offset: u64) -> io::Result<Self> {
+        let size = file.len()?;
+        let mut buffer = vec![0; (offset % BLOCK as u64) as usize];
+        file.read_at(offset - buffer.len() as u64, &mut buffer)?;
+        let block = file.direct()?;
+        buffer.drain(..buffer.len() / block * block);
+        Ok(Self { file, size, offset, block, buffer })
+    }
+
+    /// Appends what is put into the buffer, and syncs. Returns how many bytes that is.
+    fn write(&mut self, fill: impl FnOnce(&mut Vec<u8>)) -> io::Result<u64> {
+        let (kept, begin) = (self.buffer.len(), self.offset - self.buffer.len() as u64);
+        fill(&mut self.buffer);
+        let end = self.buffer.len();
+        self.buffer.resize(end.next_multiple_of(self.block), 0);
+        self.file.write_at(begin, &self.buffer)?;
+        self.file.sync_data()?;
+        self.buffer.truncate(end);
+        self.buffer.drain(..end / self.block * self.block);
+        self.buffer.shrink_to(64 << 10);
+        let written = (end - kept) as u64;
+        self.offset += written;
+        Ok(written)
+    }
 }
 
 impl Log {
@@ -61,18 +118,16 @@ impl Log {
         segment_bytes: u64,
         first: u64,
     ) -> io::Result<Self> {
-        let file = create_segment(&*disk, identity, segment_bytes, first)?;
+        let header = FileHeader { magic: Magic::Log, identity, index: first };
+        let segment = Segment::create(&*disk, segment_bytes, header)?;
         Ok(Self {
             disk,
             identity,
             segment_bytes,
             segments: vec![first],
-            file,
-            size: segment_bytes,
-            offset: FILE_HEADER as u64,
+            segment,
             next: first,
             term: 1,
-            buffer: Vec::new(),
         })
     }
 
@@ -82,13 +137,12 @@ impl Log {
     /// The disk's; nothing is lost and the call may be repeated.
     pub(crate) fn reserve(&mut self, payloads: impl Iterator<Item = usize>) -> io::Result<()> {
         let size: usize = payloads.map(Record::size).sum();
-        if self.offset + size as u64 <= self.size {
+        if self.segment.offset + size as u64 <= self.segment.size {
             return Ok(());
         }
         let bytes = self.segment_bytes.max((FILE_HEADER + size) as u64);
-        self.file = create_segment(&*self.disk, self.identity, bytes, self.next)?;
-        self.size = bytes;
-        self.offset = FILE_HEADER as u64;
+        let header = FileHeader { magic: Magic::Log, identity: self.identity, index: self.next };
+        self.segment = Segment::create(&*self.disk, bytes, header)?;
         if self.segments.last() != Some(&self.next) {
             self.segments.push(self.next);
         }
@@ -104,19 +158,14 @@ impl Log {
         &mut self,
         payloads: impl Iterator<Item = &'a [u8]>,
     ) -> io::Result<u64> {
-        self.buffer.clear();
-        let mut index = self.next;
-        let committed = self.next - 1;
-        for payload in payloads {
-            Record { index, term: self.term, committed, payload }.encode(&mut self.buffer);
-            index += 1;
-        }
-        self.file.write_at(self.offset, &self.buffer)?;
-        self.file.sync_data()?;
-        let written = self.buffer.len() as u64;
-        self.offset += written;
+        let (mut index, term, committed) = (self.next, self.term, self.next - 1);
+        let written = self.segment.write(|buffer| {
+            for payload in payloads {
+                Record { index, term, committed, payload }.encode(buffer);
+                index += 1;
+            }
+        })?;
         self.next = index;
-        self.buffer.shrink_to(64 << 10);
         Ok(written)
     }
 
@@ -129,28 +178,4 @@ impl Log {
         self.segments.drain(..needed);
         self.disk.sync_dir()
     }
-}
-
-/// Makes a zeroed segment with its header, durable under its name.
-fn create_segment(
-    disk: &dyn Disk,
-    identity: Identity,
-    bytes: u64,
-    first: u64,
-) -> io::Result<Box<dyn DiskFile>> {
-    let temporary = format!("{TEMPORARY}log");
-    let header = FileHeader { magic: Magic::Log, identity, index: first };
-    let fill = || {
-        let mut file = disk.create(&temporary)?;
-        file.preallocate(bytes)?;
-        file.write_at(0, &header.encode())?;
-        file.sync_data()?;
-        disk.rename(&temporary, &segment_name(first))?;
-        disk.sync_dir()?;
-        Ok(file)
-    };
-    fill().inspect_err(|_| {
-        // The space matters more than a second error.
-        let _ = disk.remove(&temporary);
-    })
 }

@@ -211,6 +211,10 @@ impl DiskFile for MeasuredFile {
         self.file.write_at(offset, data)
     }
 
+    fn direct(&mut self) -> io::Result<usize> {
+        self.file.direct()
+    }
+
     fn preallocate(&mut self, len: u64) -> io::Result<()> {
         self.file.preallocate(len)
     }

@@ -15,7 +15,7 @@ use crate::checkpoint::{Loaded, load, parse_checkpoint};
 use crate::config::{Identity, StoreConfig};
 use crate::disk::Disk;
 use crate::error::OpenError;
-use crate::log::{Log, TEMPORARY, parse_segment, segment_name};
+use crate::log::{Log, Segment, TEMPORARY, parse_segment, segment_name};
 use crate::record::{FILE_HEADER, FileHeader, HeaderError, Magic, Record};
 
 /// What a start begins with.
@@ -304,27 +304,23 @@ impl LogEnd {
         let name = segment_name(self.segments[self.segments.len() - 1]);
         let open = || {
             let mut file = disk.open(&name)?;
-            let size = file.len()?;
             if end.torn == Torn::Yes {
                 tracing::warn!(name, offset = end.offset, "cutting off a write that never ended");
-                let rest = usize::try_from(size).map_err(io::Error::other)? - end.offset;
+                let rest = usize::try_from(file.len()?).map_err(io::Error::other)? - end.offset;
                 file.write_at(end.offset as u64, &vec![0; rest])?;
                 file.sync_data()?;
             }
-            Ok((file, size))
+            Segment::open(file, end.offset as u64)
         };
-        let (file, size) = open().map_err(io_error(&name))?;
+        let segment = open().map_err(io_error(&name))?;
         Ok(Log {
             disk,
             identity: self.identity,
             segment_bytes,
             segments: self.segments,
-            file,
-            size,
-            offset: end.offset as u64,
+            segment,
             next: self.last + 1,
             term: self.term,
-            buffer: Vec::new(),
         })
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::StoreConfig;
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{BLOCK, Disk, DiskFile};
 use crate::error::OpenError;
 use crate::spawn::{Spawn, Work};
 use crate::store::Store;
@@ -143,6 +143,7 @@ struct SimFile {
     disk: SimDisk,
     inode: u64,
     boot: u64,
+    is_direct: bool,
 }
 
 impl Default for SimDisk {
@@ -259,7 +260,7 @@ impl SimDisk {
     }
 
     fn file(&self, inode: u64, boot: u64) -> Box<dyn DiskFile> {
-        Box::new(SimFile { disk: self.clone(), inode, boot })
+        Box::new(SimFile { disk: self.clone(), inode, boot, is_direct: false })
     }
 }
 
@@ -476,6 +477,7 @@ impl DiskFile for SimFile {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        assert!(!self.is_direct, "a file is read that is written directly");
         self.with(|platter, id| {
             let offset = offset as usize;
             let bytes = platter.inodes[&id].live.get(offset..offset + buf.len());
@@ -485,7 +487,14 @@ impl DiskFile for SimFile {
     }
 
     fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let whole = |n: usize| n.is_multiple_of(BLOCK);
+        assert!(!self.is_direct || whole(offset as usize) && whole(data.len()), "a part of a block");
         self.change("write", Pending::Write(offset as usize, data.to_vec()))
+    }
+
+    fn direct(&mut self) -> io::Result<usize> {
+        self.is_direct = self.len()?.is_multiple_of(BLOCK as u64);
+        Ok(if self.is_direct { BLOCK } else { 1 })
     }
 
     fn preallocate(&mut self, len: u64) -> io::Result<()> {

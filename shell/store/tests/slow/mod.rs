@@ -51,6 +51,9 @@ impl DiskFile for SlowFile {
     fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.0.write_at(offset, data)
     }
+    fn direct(&mut self) -> io::Result<usize> {
+        self.0.direct()
+    }
     fn preallocate(&mut self, len: u64) -> io::Result<()> {
         self.0.preallocate(len)
     }
