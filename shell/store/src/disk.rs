@@ -44,8 +44,8 @@ pub trait DiskFile: Debug + Send {
     /// Writes all of `data` at `offset`. Durable after [`DiskFile::sync_data`].
     fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()>;
     /// Lets writes pass the page cache from now on, where the file system can do that. Returns the
-    /// bytes at whose multiples they have to begin and end: [`BLOCK`], or 1 where nothing changed.
-    /// Such a file is not read any more.
+    /// bytes at whose multiples they have to begin and end, of which [`BLOCK`] is one: 1 where
+    /// nothing changed. Such a file is not read any more, nor its size.
     fn direct(&mut self) -> io::Result<usize> {
         Ok(1)
     }
@@ -62,8 +62,7 @@ pub trait DiskFile: Debug + Send {
     fn sync_data(&mut self) -> io::Result<()>;
 }
 
-/// What direct writes are aligned to: no less than a sector, and a page of the cache, so that the
-/// kernel rewrites what it would have rewritten anyway.
+/// What direct writes are aligned to: a page, which is what the cache would have written.
 pub const BLOCK: usize = 4096;
 
 /// A directory of this machine, locked against other processes for as long as this value lives.
@@ -250,7 +249,8 @@ impl DiskFile for RealFile {
     }
 
     fn direct(&mut self) -> io::Result<usize> {
-        let known = statx(&self.file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN | StatxFlags::SIZE)?;
+        let known =
+            statx(&self.file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN | StatxFlags::SIZE)?;
         let fits = |align: u32| align != 0 && (BLOCK as u32).is_multiple_of(align);
         let aligns = [known.stx_dio_mem_align, known.stx_dio_offset_align];
         if aligns.into_iter().all(fits) && known.stx_size.is_multiple_of(BLOCK as u64) {

@@ -11,7 +11,7 @@ use crate::checkpoint::{CheckpointJob, checkpoint_name, parse_checkpoint};
 use crate::config::{Identity, StoreConfig};
 use crate::disk::Disk;
 use crate::error::{OpenError, StoreError};
-use crate::log::Log;
+use crate::log::{Log, Segment, SegmentJob};
 use crate::pace::{Pace, Tempo};
 use crate::past::Past;
 use crate::record::{FILE_HEADER, Record};
@@ -321,6 +321,17 @@ impl Engine {
         if let Err(error) = retired {
             tracing::warn!(%error, "the checkpoint did not free space");
         }
+    }
+
+    /// The segment that comes after the present one, to be made anywhere; the result goes to
+    /// [`Engine::end_segment`].
+    pub fn begin_segment(&mut self) -> Option<SegmentJob> {
+        self.failed.get().is_none().then(|| self.log.begin_segment())?
+    }
+
+    /// Takes a segment. One that could not be made is made when it is needed, or refused then.
+    pub fn end_segment(&mut self, result: io::Result<Segment>) {
+        self.log.end_segment(result);
     }
 
     fn retire_checkpoints(&self, newest: u64) -> io::Result<()> {

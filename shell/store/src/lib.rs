@@ -60,6 +60,7 @@ pub use error::{BackupError, OpenError, PastError, RestoreError, StoreError, Wat
 pub use items::Items;
 pub use knarr_etcd_model as etcd;
 pub use knarr_mvcc as mvcc;
+pub use log::{Segment, SegmentJob};
 pub use measure::{Counter, Histogram, Measures};
 pub use past::{Past, PastState};
 pub use store::Store;

@@ -14,6 +14,9 @@ use crate::record::{FILE_HEADER, FileHeader, Magic, Record};
 /// While a file is written it has this prefix; a start removes leftovers.
 pub(crate) const TEMPORARY: &str = "tmp-";
 const SEGMENT: &str = "log-";
+/// Segments that have no name yet: one that is needed, and one that will be.
+pub(crate) const MADE: &str = "tmp-log";
+pub(crate) const SPARE: &str = "tmp-spare";
 
 /// Name of the segment that begins with an index.
 pub(crate) fn segment_name(first: u64) -> String {
@@ -41,14 +44,44 @@ pub(crate) struct Log {
     pub(crate) segments: Vec<u64>,
     /// The last segment.
     pub(crate) segment: Segment,
+    /// The one after it.
+    pub(crate) spare: Spare,
     /// The next record's index.
     pub(crate) next: u64,
     pub(crate) term: u64,
 }
 
+/// The segment that will be needed next. To make one takes as long as some dozen commits.
+#[derive(Debug)]
+pub(crate) enum Spare {
+    /// It is made once the present one is half full.
+    Due,
+    Making,
+    /// It could not be made: it is not tried again before it is needed.
+    Refused,
+    Ready(Segment),
+}
+
+/// Makes a segment beside the writer.
+#[derive(Debug)]
+pub struct SegmentJob {
+    disk: Arc<dyn Disk>,
+    bytes: u64,
+}
+
+impl SegmentJob {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn run(self) -> io::Result<Segment> {
+        Segment::make(&*self.disk, SPARE, self.bytes)
+    }
+}
+
 /// A file that records are appended to. What is behind them is zero.
 #[derive(Debug)]
-pub(crate) struct Segment {
+pub struct Segment {
     file: Box<dyn DiskFile>,
     /// Bytes of the file. To look at it would cost more than it seems: the kernel keeps the time of
     /// a write to the nanosecond once somebody could have read it, and each sync then writes the
@@ -63,24 +96,28 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// A segment of zeros with its header, durable under its name.
-    fn create(disk: &dyn Disk, bytes: u64, header: FileHeader) -> io::Result<Self> {
-        let temporary = format!("{TEMPORARY}log");
-        let fill = || {
-            let mut file = disk.create(&temporary)?;
+    /// A segment of zeros, under a temporary name.
+    fn make(disk: &dyn Disk, temporary: &str, bytes: u64) -> io::Result<Self> {
+        let make = || {
+            let mut file = disk.create(temporary)?;
             let block = file.direct()?;
             let size = bytes.next_multiple_of(block as u64);
             file.preallocate(size)?;
-            let mut segment = Self { file, size, offset: 0, block, buffer: Vec::new() };
-            segment.write(|buffer| buffer.extend_from_slice(&header.encode()))?;
-            disk.rename(&temporary, &segment_name(header.index))?;
-            disk.sync_dir()?;
-            Ok(segment)
+            file.sync_data()?;
+            Ok(Self { file, size, offset: 0, block, buffer: Vec::new() })
         };
-        fill().inspect_err(|_| {
-            // The space matters more than a second error.
-            let _ = disk.remove(&temporary);
-        })
+        make().inspect_err(|_| discard(disk, temporary))
+    }
+
+    /// Gives it its header and its name, durably.
+    fn begin(mut self, disk: &dyn Disk, temporary: &str, header: FileHeader) -> io::Result<Self> {
+        let mut begin = || {
+            self.write(|buffer| buffer.extend_from_slice(&header.encode()))?;
+            disk.rename(temporary, &segment_name(header.index))?;
+            disk.sync_dir()
+        };
+        begin().inspect_err(|_| discard(disk, temporary))?;
+        Ok(self)
     }
 
     /// A segment whose records end at an offset.
@@ -119,13 +156,14 @@ impl Log {
         first: u64,
     ) -> io::Result<Self> {
         let header = FileHeader { magic: Magic::Log, identity, index: first };
-        let segment = Segment::create(&*disk, segment_bytes, header)?;
+        let segment = Segment::make(&*disk, MADE, segment_bytes)?.begin(&*disk, MADE, header)?;
         Ok(Self {
             disk,
             identity,
             segment_bytes,
             segments: vec![first],
             segment,
+            spare: Spare::Due,
             next: first,
             term: 1,
         })
@@ -142,7 +180,16 @@ impl Log {
         }
         let bytes = self.segment_bytes.max((FILE_HEADER + size) as u64);
         let header = FileHeader { magic: Magic::Log, identity: self.identity, index: self.next };
-        self.segment = Segment::create(&*self.disk, bytes, header)?;
+        let (segment, temporary) = match std::mem::replace(&mut self.spare, Spare::Due) {
+            Spare::Ready(segment) if segment.size >= bytes => (segment, SPARE),
+            other => {
+                if !matches!(other, Spare::Refused) {
+                    self.spare = other;
+                }
+                (Segment::make(&*self.disk, MADE, bytes)?, MADE)
+            }
+        };
+        self.segment = segment.begin(&*self.disk, temporary, header)?;
         if self.segments.last() != Some(&self.next) {
             self.segments.push(self.next);
         }
@@ -169,6 +216,26 @@ impl Log {
         Ok(written)
     }
 
+    /// The next segment, when it is time to make it.
+    pub(crate) fn begin_segment(&mut self) -> Option<SegmentJob> {
+        if !matches!(self.spare, Spare::Due) || self.segment.offset < self.segment.size / 2 {
+            return None;
+        }
+        self.spare = Spare::Making;
+        Some(SegmentJob { disk: self.disk.clone(), bytes: self.segment_bytes })
+    }
+
+    /// Takes it.
+    pub(crate) fn end_segment(&mut self, result: io::Result<Segment>) {
+        match result {
+            Ok(segment) => self.spare = Spare::Ready(segment),
+            Err(error) => {
+                tracing::warn!(%error, "the log's next segment is not made ahead");
+                self.spare = Spare::Refused;
+            }
+        }
+    }
+
     /// Removes the segments that hold nothing after an index, which a checkpoint has.
     pub(crate) fn retire(&mut self, index: u64) -> io::Result<()> {
         let needed = self.segments.partition_point(|&first| first <= index + 1).saturating_sub(1);
@@ -178,4 +245,9 @@ impl Log {
         self.segments.drain(..needed);
         self.disk.sync_dir()
     }
+}
+
+/// Gives up a file that failed; the space matters more than a second error.
+fn discard(disk: &dyn Disk, temporary: &str) {
+    let _ = disk.remove(temporary);
 }

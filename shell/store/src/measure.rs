@@ -10,7 +10,7 @@ use knarr_mvcc::{Answer, OpResponse, TxnResponse};
 
 use crate::disk::{Disk, DiskFile};
 use crate::error::StoreError;
-use crate::log::{TEMPORARY, parse_segment};
+use crate::log::{MADE, SPARE, parse_segment};
 
 /// The upper ends of a histogram's buckets but the last, which has none: doubling from 1 ms.
 const BUCKETS: usize = 14;
@@ -156,7 +156,7 @@ pub(crate) struct MeasuredDisk {
 impl MeasuredDisk {
     fn file(&self, name: &str, file: Box<dyn DiskFile>) -> Box<dyn DiskFile> {
         // A segment is made under another name; whoever needs it waits for that too.
-        let made = name.strip_prefix(TEMPORARY) == Some("log");
+        let made = [MADE, SPARE].contains(&name);
         let (is_log, measures) = (made || parse_segment(name).is_some(), self.measures.clone());
         Box::new(MeasuredFile { file, is_log, measures })
     }

@@ -15,7 +15,7 @@ use crate::checkpoint::{Loaded, load, parse_checkpoint};
 use crate::config::{Identity, StoreConfig};
 use crate::disk::Disk;
 use crate::error::OpenError;
-use crate::log::{Log, Segment, TEMPORARY, parse_segment, segment_name};
+use crate::log::{Log, Segment, Spare, TEMPORARY, parse_segment, segment_name};
 use crate::record::{FILE_HEADER, FileHeader, HeaderError, Magic, Record};
 
 /// What a start begins with.
@@ -319,6 +319,7 @@ impl LogEnd {
             segment_bytes,
             segments: self.segments,
             segment,
+            spare: Spare::Due,
             next: self.last + 1,
             term: self.term,
         })

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::StoreConfig;
-use crate::disk::{BLOCK, Disk, DiskFile};
+use crate::disk::{Disk, DiskFile};
 use crate::error::OpenError;
 use crate::spawn::{Spawn, Work};
 use crate::store::Store;
@@ -473,6 +473,10 @@ impl SimFile {
 
 impl DiskFile for SimFile {
     fn len(&self) -> io::Result<u64> {
+        assert!(
+            !self.is_direct,
+            "a look at a file that is written directly costs each sync a write"
+        );
         self.with(|platter, id| Ok(platter.inodes[&id].live.len() as u64))
     }
 
@@ -487,14 +491,17 @@ impl DiskFile for SimFile {
     }
 
     fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let whole = |n: usize| n.is_multiple_of(BLOCK);
-        assert!(!self.is_direct || whole(offset as usize) && whole(data.len()), "a part of a block");
+        let whole = |n: usize| n.is_multiple_of(SECTOR);
+        assert!(
+            !self.is_direct || whole(offset as usize) && whole(data.len()),
+            "a part of a sector"
+        );
         self.change("write", Pending::Write(offset as usize, data.to_vec()))
     }
 
     fn direct(&mut self) -> io::Result<usize> {
-        self.is_direct = self.len()?.is_multiple_of(BLOCK as u64);
-        Ok(if self.is_direct { BLOCK } else { 1 })
+        self.is_direct = self.len()?.is_multiple_of(SECTOR as u64);
+        Ok(if self.is_direct { SECTOR } else { 1 })
     }
 
     fn preallocate(&mut self, len: u64) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! The handle everybody holds.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::thread;
 
@@ -116,8 +117,7 @@ impl Store {
             clock: clock.clone(),
             held: None,
             workers,
-            checkpoint: None,
-            archive: None,
+            aside: BTreeMap::new(),
             compactor,
             mark_at: now,
             untidy: true,

@@ -5,11 +5,12 @@
 //! one at a time may touch the log. Should it panic the process aborts: a half-applied batch must
 //! not be served, and the log has everything a restart needs.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -46,10 +47,8 @@ pub(crate) enum Message {
     Write(Box<Job>),
     /// Look at the clock: something may be due.
     Wake,
-    /// The checkpoint thread is done.
-    Checkpoint,
-    /// The archive thread is done.
-    Archive,
+    /// What has this name beside the writer is done.
+    Done(&'static str),
     /// Finish and answer.
     Close(oneshot::Sender<()>),
 }
@@ -76,8 +75,8 @@ pub(crate) struct Writer {
     /// The message that did not fit into the last batch.
     pub(crate) held: Option<Message>,
     pub(crate) workers: Arc<dyn Spawn>,
-    pub(crate) checkpoint: Option<Receiver<io::Result<u64>>>,
-    pub(crate) archive: Option<Receiver<io::Result<()>>>,
+    /// What is under way there, by name: waits for the result, and takes it.
+    pub(crate) aside: BTreeMap<&'static str, End>,
     pub(crate) compactor: Compactor,
     /// When the time is noted again.
     pub(crate) mark_at: u64,
@@ -173,16 +172,14 @@ impl Writer {
         match message {
             Message::Write(job) => self.commit(*job),
             Message::Wake => {}
-            Message::Checkpoint => self.end_checkpoint(),
-            Message::Archive => self.end_archive(),
+            Message::Done(name) => self.end(name),
             Message::Close(done) => return Some(done),
         }
         self.untidy = true;
         self.probe();
         self.expire();
         self.compact();
-        self.checkpoint();
-        self.archive();
+        self.begin();
         None
     }
 
@@ -190,58 +187,54 @@ impl Writer {
         self.prompt >= PROMPT_STREAK
     }
 
-    /// Starts the checkpoint that is due. It has its own thread, because it takes long and only
-    /// reads; writes go on meanwhile.
-    fn checkpoint(&mut self) {
-        let Some(job) = self.engine.begin_checkpoint() else { return };
-        match self.aside("knarr-checkpoint", Message::Checkpoint, move || job.run()) {
-            Ok(result) => self.checkpoint = Some(result),
-            Err(error) => self.engine.end_checkpoint(Err(error)),
+    /// Starts what is due and takes long: it has a thread, and writes go on meanwhile.
+    fn begin(&mut self) {
+        if let Some(job) = self.engine.begin_checkpoint() {
+            self.aside("knarr-checkpoint", || job.run(), Engine::end_checkpoint);
+        }
+        if let Some(job) = self.engine.begin_archive() {
+            self.aside("knarr-archive", || job.run(), Engine::end_archive);
+        }
+        if let Some(job) = self.engine.begin_segment() {
+            self.aside("knarr-segment", || job.run(), Engine::end_segment);
         }
     }
 
-    fn end_checkpoint(&mut self) {
-        if let Some(result) = self.checkpoint.take() {
-            self.engine.end_checkpoint(ended(&result));
-        }
-    }
-
-    /// Starts to write down the history that memory is to let go, in its own thread too.
-    fn archive(&mut self) {
-        let Some(job) = self.engine.begin_archive() else { return };
-        match self.aside("knarr-archive", Message::Archive, move || job.run()) {
-            Ok(result) => self.archive = Some(result),
-            Err(error) => self.engine.end_archive(Err(error)),
-        }
-    }
-
-    fn end_archive(&mut self) {
-        if let Some(result) = self.archive.take() {
-            self.engine.end_archive(ended(&result));
-        }
-    }
-
-    /// Has work done beside this thread; `done` says when there is a result.
+    /// Has work done beside this thread; `end` takes the result.
     fn aside<T: Send + 'static>(
-        &self,
-        name: &str,
-        done: Message,
+        &mut self,
+        name: &'static str,
         job: impl FnOnce() -> io::Result<T> + Send + 'static,
-    ) -> io::Result<Receiver<io::Result<T>>> {
+        end: fn(&mut Engine, io::Result<T>),
+    ) {
         let (queue, (tell, result)) = (self.queue.clone(), mpsc::channel());
         let work = move || {
             // A writer that is closing waits for the result itself, and one that is gone for none.
             let _ = tell.send(job());
-            let _ = queue.send(done);
+            let _ = queue.send(Message::Done(name));
         };
-        self.workers.spawn(name, Box::new(work)).map(|()| result)
+        if let Err(error) = self.workers.spawn(name, Box::new(work)) {
+            return end(&mut self.engine, Err(error));
+        }
+        let end = move |engine: &mut Engine| {
+            let panicked = || Err(io::Error::other("the thread panicked"));
+            end(engine, result.recv().unwrap_or_else(|_| panicked()));
+        };
+        self.aside.insert(name, Box::new(end));
+    }
+
+    fn end(&mut self, name: &str) {
+        if let Some(end) = self.aside.remove(name) {
+            end(&mut self.engine);
+        }
     }
 
     /// Lets everything go before it answers, the lock on the directory included.
     pub(crate) fn close(mut self, done: oneshot::Sender<()>) {
         self.engine.hurry();
-        self.end_checkpoint();
-        self.end_archive();
+        for (_, end) in std::mem::take(&mut self.aside) {
+            end(&mut self.engine);
+        }
         if let Err(error) = self.engine.seal() {
             tracing::warn!(%error, "the log is closed without its mark");
         }
@@ -413,10 +406,7 @@ impl Drop for Writer {
     }
 }
 
-fn ended<T>(result: &Receiver<io::Result<T>>) -> io::Result<T> {
-    result.recv().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
-}
-
+type End = Box<dyn FnOnce(&mut Engine) + Send>;
 type Reply = oneshot::Sender<Result<Outcome, StoreError>>;
 
 /// A caller that no longer waits is no error.

@@ -197,6 +197,44 @@ fn a_checkpoint_frees_a_full_disk() {
     assert_eq!(all(&open(&disk).unwrap()).count, held.count + 1);
 }
 
+/// Whoever commits does not wait for zeros to be written, but where the disk had no room for the
+/// next segment: then one is made when it is needed.
+#[test]
+fn the_next_segment_is_made_ahead() {
+    let disk = SimDisk::default();
+    let mut engine = Engine::open(Arc::new(disk.clone()), config()).unwrap();
+    let segments = || disk.files().iter().filter(|(name, _)| name.starts_with("log-")).count();
+    for can_be_made in [true, false, true] {
+        let (before, job) = (
+            segments(),
+            loop {
+                match engine.begin_segment() {
+                    Some(job) => break job,
+                    None => write(&mut engine, 0..1),
+                }
+            },
+        );
+        assert_eq!(segments(), before, "due in the middle of one");
+        assert!(engine.begin_segment().is_none(), "one at a time");
+        disk.set_capacity(if can_be_made { u64::MAX } else { disk.used() });
+        engine.end_segment(job.run());
+        disk.set_capacity(u64::MAX);
+        let mut changes = 0;
+        while segments() == before {
+            assert!(engine.begin_segment().is_none(), "it is there, or waits until it is needed");
+            let begun = disk.changes();
+            write(&mut engine, 0..1);
+            changes = disk.changes() - begun;
+        }
+        // A record is written and synced, before it the header, the name and the directory; and
+        // what was not made ahead is a file, with its zeros and their sync.
+        assert_eq!(changes, if can_be_made { 6 } else { 9 });
+    }
+    let held = all(&engine);
+    drop(engine);
+    assert_eq!(all(&open(&disk).unwrap()), held);
+}
+
 /// A large state is not written down again for a little log.
 #[test]
 fn a_checkpoint_waits_for_its_share_of_the_state() {

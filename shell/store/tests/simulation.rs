@@ -16,7 +16,8 @@ use bytes::Bytes;
 use knarr_store::mvcc::*;
 use knarr_store::sim::{Fault, Rng, SimDisk};
 use knarr_store::{
-    ArchiveConfig, ArchiveJob, CheckpointJob, Engine, Entry, OpenError, StoreConfig, StoreError,
+    ArchiveConfig, ArchiveJob, CheckpointJob, Engine, Entry, OpenError, SegmentJob, StoreConfig,
+    StoreError,
 };
 
 const SEEDS: u64 = 2000;
@@ -43,6 +44,7 @@ struct Run {
     shown: Revision,
     job: Option<CheckpointJob>,
     archive: Option<ArchiveJob>,
+    segment: Option<SegmentJob>,
     /// History that could not be written down may have been given up.
     given_up: bool,
     /// What happens besides power cuts.
@@ -57,6 +59,7 @@ struct Seen {
     cut_while_opening: u64,
     checkpoints: u64,
     archived: u64,
+    ahead: u64,
     archive_full: u64,
     read_from_disk: u64,
     retired: u64,
@@ -80,6 +83,7 @@ impl Run {
             shown: Revision(1),
             job: None,
             archive: None,
+            segment: None,
             given_up: false,
             lies,
             seen: Seen::default(),
@@ -98,6 +102,7 @@ impl Run {
             self.write();
             self.checkpoint();
             self.archive();
+            self.segment();
             if self.rng.one_in(12) {
                 self.engine.forget();
                 self.look_back();
@@ -157,6 +162,17 @@ impl Run {
             self.seen.archive_full += u64::from(result.as_ref().is_err_and(full));
             self.given_up |= result.is_err();
             self.engine.end_archive(result);
+        }
+    }
+
+    fn segment(&mut self) {
+        self.segment = self.segment.take().or_else(|| self.engine.begin_segment());
+        if self.rng.one_in(2)
+            && let Some(job) = self.segment.take()
+        {
+            let result = job.run();
+            self.seen.ahead += u64::from(result.is_ok());
+            self.engine.end_segment(result);
         }
     }
 
@@ -240,7 +256,7 @@ impl Run {
 
     fn cut(&mut self) {
         self.seen.cuts += 1;
-        (self.job, self.archive) = (None, None);
+        (self.job, self.archive, self.segment) = (None, None, None);
         let oldest = self.engine.past().oldest();
         let floor = self.engine.keyspace().read().unwrap().floor();
         self.disk.crash(self.rng.draw());
@@ -354,6 +370,7 @@ fn nothing_acknowledged_is_ever_lost() {
         total.cut_while_opening += seen.cut_while_opening;
         total.checkpoints += seen.checkpoints;
         total.archived += seen.archived;
+        total.ahead += seen.ahead;
         total.archive_full += seen.archive_full;
         total.read_from_disk += seen.read_from_disk;
         total.retired += seen.retired;
@@ -368,6 +385,7 @@ fn nothing_acknowledged_is_ever_lost() {
         total.cut_while_opening,
         total.checkpoints,
         total.archived,
+        total.ahead,
         total.archive_full,
         total.read_from_disk,
         total.retired,
