@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use knarr_mvcc::{Event, EventBatch, Item, KeyRange, Keyspace, Mark, Marks, Piece, Revision};
 
+use crate::append::Appender;
 use crate::checkpoint::{read_items, write_item};
 use crate::config::{ArchiveConfig, Identity};
 use crate::disk::{Disk, DiskFile};
@@ -191,7 +192,7 @@ impl Archive {
         mut next: impl FnMut(Revision, &mut Vec<u8>) -> Option<Added>,
     ) -> io::Result<bool> {
         let (mut after, mut bytes, mut written) = (self.end(), Vec::new(), 0);
-        let mut tail: Option<(Volume, Box<dyn DiskFile>)> = None;
+        let mut tail: Option<(Volume, Appender)> = None;
         while written < SYNC_EVERY && tail.as_ref().is_none_or(|(volume, _)| !self.is_long(volume))
         {
             bytes.clear();
@@ -202,17 +203,16 @@ impl Archive {
                 Some(tail) => tail,
                 None => {
                     let volume = self.current(added.began, after)?;
-                    let file = self.disk.open(&volume.name())?;
+                    let file = Appender::open(self.disk.open(&volume.name())?, volume.len)?;
                     tail.insert((volume, file))
                 }
             };
-            let len = bytes.len() as u64;
-            file.write_at(volume.len, &bytes)?;
-            file.send(volume.len, len)?;
-            (volume.len, after, written) = (volume.len + len, added.upto, written + len);
+            file.put().extend_from_slice(&bytes);
+            written += file.write()?;
+            (volume.len, after) = (file.end(), added.upto);
         }
         let Some((volume, mut file)) = tail else { return Ok(false) };
-        file.sync_data()?;
+        file.sync()?;
         let mut shelf = self.lock();
         if let Some(last) = shelf.volumes.last_mut() {
             *last = volume;
@@ -247,9 +247,10 @@ impl Archive {
         let temporary = format!("{TEMPORARY}hist");
         let first = Revision(after.0 + 1);
         let (magic, identity, index) = (Magic::History, self.identity, first.0);
-        let mut file = self.disk.create(&temporary)?;
-        file.write_at(0, &FileHeader { magic, identity, index }.encode())?;
-        file.sync_data()?;
+        let mut file = Appender::open(self.disk.create(&temporary)?, 0)?;
+        file.put().extend_from_slice(&FileHeader { magic, identity, index }.encode());
+        file.write()?;
+        file.sync()?;
         self.disk.rename(&temporary, &volume_name(first))?;
         self.disk.sync_dir()
     }

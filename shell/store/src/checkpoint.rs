@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use knarr_mvcc::{Item, Keyspace, Restore};
 
+use crate::append::Appender;
 use crate::config::{Identity, StoreConfig};
 use crate::disk::{Disk, DiskFile};
 use crate::error::OpenError;
@@ -76,32 +77,31 @@ impl CheckpointJob {
     }
 
     fn write(&mut self, temporary: &str) -> io::Result<()> {
-        let file = self.disk.create(temporary)?;
-        let mut out = Output { file, offset: 0, sent: 0, synced: 0, start: Instant::now() };
+        let mut out = Output::new(self.disk.create(temporary)?)?;
         let (identity, index) = (self.identity, self.items.meta().index);
-        out.write(&FileHeader { magic: Magic::Checkpoint, identity, index }.encode())?;
-        let mut bytes = Vec::with_capacity(2 * CHUNK);
-        let mut start = Record::begin(&mut bytes);
+        let header = FileHeader { magic: Magic::Checkpoint, identity, index };
+        out.file.put().extend_from_slice(&header.encode());
+        let mut start = Record::begin(out.file.put());
         let mut number = 1;
         for item in &mut self.items {
-            write_item(&mut bytes, |out| item.encode_to(out));
-            if bytes.len() >= CHUNK {
-                Record::seal(&mut bytes, start, number, self.term, 0);
-                out.write(&bytes)?;
-                out.rest(&self.pace)?;
+            let bytes = out.file.put();
+            write_item(bytes, |out| item.encode_to(out));
+            if bytes.len() - start >= CHUNK {
+                Record::seal(bytes, start, number, self.term, 0);
                 number += 1;
-                bytes.clear();
-                start = Record::begin(&mut bytes);
+                out.rest(&self.pace)?;
+                start = Record::begin(out.file.put());
             }
         }
-        if bytes.len() > RECORD_HEADER {
-            Record::seal(&mut bytes, start, number, self.term, 0);
+        let bytes = out.file.put();
+        if bytes.len() > start + RECORD_HEADER {
+            Record::seal(bytes, start, number, self.term, 0);
             number += 1;
-            start = Record::begin(&mut bytes);
+            start = Record::begin(bytes);
         }
-        Record::seal(&mut bytes, start, number, self.term, 0);
-        out.write(&bytes)?;
-        out.file.sync_data()
+        Record::seal(bytes, start, number, self.term, 0);
+        out.file.write()?;
+        out.file.sync()
     }
 }
 
@@ -114,34 +114,30 @@ pub(crate) fn write_item(payload: &mut Vec<u8>, encode: impl FnOnce(&mut Vec<u8>
     payload[start - 4..start].copy_from_slice(&len.to_le_bytes());
 }
 
-/// A file that grows.
+/// A file that is written in pieces.
 struct Output {
-    file: Box<dyn DiskFile>,
-    offset: u64,
-    /// So much of it is on its way, and so much durable.
-    sent: u64,
+    file: Appender,
+    /// So much of it is durable.
     synced: u64,
-    /// When the piece after that was begun.
+    /// When the next piece was begun.
     start: Instant,
 }
 
 impl Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_at(self.offset, bytes)?;
-        self.offset += bytes.len() as u64;
-        Ok(())
+    fn new(file: Box<dyn DiskFile>) -> io::Result<Self> {
+        Ok(Self { file: Appender::open(file, 0)?, synced: 0, start: Instant::now() })
     }
 
-    /// Sends a piece to the disk and rests, once there is one.
+    /// Writes a piece and rests, once there is one.
     fn rest(&mut self, pace: &Pace) -> io::Result<()> {
-        if self.offset - self.sent >= pace.piece() as u64 {
-            self.file.send(self.sent, self.offset - self.sent)?;
-            if self.offset - self.synced >= SYNC_EVERY {
-                self.file.sync_data()?;
-                self.synced = self.offset;
+        if self.file.pending() >= pace.piece() {
+            self.file.write()?;
+            if self.file.end() - self.synced >= SYNC_EVERY {
+                self.file.sync()?;
+                self.synced = self.file.end();
             }
             pace.rest(self.start);
-            (self.sent, self.start) = (self.offset, Instant::now());
+            self.start = Instant::now();
         }
         Ok(())
     }

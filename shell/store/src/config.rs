@@ -99,7 +99,7 @@ impl Default for StoreConfig {
             segment_bytes: 4 << 20,
             checkpoint_bytes: 64 << 20,
             checkpoint_percent: 25,
-            history_bytes: 8 << 20,
+            history_bytes: 4 << 20,
             queue_bytes: 32 << 20,
             senders_commit: false,
             command_bytes: 8 << 20,

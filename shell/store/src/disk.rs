@@ -3,13 +3,12 @@
 use std::fmt::Debug;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    Advice, AtFlags, FallocateFlags, FlockOperation, OFlags, StatxFlags, fadvise, fallocate,
-    fcntl_getfl, fcntl_setfl, flock, statx,
+    AtFlags, FallocateFlags, FlockOperation, OFlags, StatxFlags, fallocate, fcntl_getfl,
+    fcntl_setfl, flock, statx,
 };
 use rustix::io::Errno;
 
@@ -52,12 +51,6 @@ pub trait DiskFile: Debug + Send {
     /// Makes the file `len` bytes of allocated zeros, so that later writes need no new space and
     /// their sync no metadata.
     fn preallocate(&mut self, len: u64) -> io::Result<()>;
-    /// Begins to bring what was written in a place to the disk, so that a later sync has less to
-    /// wait for. Promises nothing.
-    fn send(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        let _ = (offset, len);
-        Ok(())
-    }
     /// fdatasync: all earlier writes and the size survive a power cut.
     fn sync_data(&mut self) -> io::Result<()>;
 }
@@ -76,7 +69,7 @@ pub struct RealDisk {
 /// The file that holds the lock; it has no state.
 pub(crate) const LOCK: &str = "LOCK";
 /// Zeros are written in pieces of this size.
-const ZEROS: usize = 1 << 20;
+const ZEROS: usize = 256 << 10;
 /// Memory that a file keeps for what it writes.
 const KEPT: usize = 64 << 10;
 
@@ -238,12 +231,13 @@ impl DiskFile for RealFile {
         if !self.is_direct {
             return self.file.write_all_at(data, offset);
         }
-        self.aligned.resize(self.aligned.len().max(data.len() + BLOCK), 0);
+        self.aligned.clear();
+        self.aligned.reserve(data.len() + BLOCK);
         let skip = self.aligned.as_ptr().align_offset(BLOCK);
-        let aligned = &mut self.aligned[skip..skip + data.len()];
-        aligned.copy_from_slice(data);
-        self.file.write_all_at(aligned, offset)?;
-        self.aligned.truncate(KEPT);
+        self.aligned.resize(skip, 0);
+        self.aligned.extend_from_slice(data);
+        self.file.write_all_at(&self.aligned[skip..], offset)?;
+        self.aligned.clear();
         self.aligned.shrink_to(KEPT);
         Ok(())
     }
@@ -272,12 +266,6 @@ impl DiskFile for RealFile {
             let piece = (len - offset).min(ZEROS as u64) as usize;
             self.write_at(offset, &zeros[..piece])?;
         }
-        Ok(())
-    }
-
-    fn send(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        // Before pages leave the cache they are written, and this does not wait for it.
-        fadvise(&self.file, offset, NonZeroU64::new(len), Advice::DontNeed)?;
         Ok(())
     }
 

@@ -24,6 +24,7 @@
 //!
 //! Invariants: only this crate touches the data directory. Nothing here looks into a value.
 
+mod append;
 mod archive;
 mod backup;
 mod checkpoint;

@@ -7,8 +7,9 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::append::Appender;
 use crate::config::Identity;
-use crate::disk::{BLOCK, Disk, DiskFile};
+use crate::disk::{Disk, DiskFile};
 use crate::record::{FILE_HEADER, FileHeader, Magic, Record};
 
 /// While a file is written it has this prefix; a start removes leftovers.
@@ -79,32 +80,22 @@ impl SegmentJob {
     }
 }
 
-/// A file that records are appended to. What is behind them is zero.
+/// A file that records are appended to.
 #[derive(Debug)]
 pub struct Segment {
-    file: Box<dyn DiskFile>,
-    /// Bytes of the file. To look at it would cost more than it seems: the kernel keeps the time of
-    /// a write to the nanosecond once somebody could have read it, and each sync then writes the
-    /// inode too.
+    file: Appender,
+    /// Bytes of the file.
     size: u64,
-    /// Where the next record goes.
-    offset: u64,
-    /// Writes begin and end at multiples of this.
-    block: usize,
-    /// What the block has in which the next record begins.
-    buffer: Vec<u8>,
 }
 
 impl Segment {
     /// A segment of zeros, under a temporary name.
     fn make(disk: &dyn Disk, temporary: &str, bytes: u64) -> io::Result<Self> {
         let make = || {
-            let mut file = disk.create(temporary)?;
-            let block = file.direct()?;
-            let size = bytes.next_multiple_of(block as u64);
-            file.preallocate(size)?;
-            file.sync_data()?;
-            Ok(Self { file, size, offset: 0, block, buffer: Vec::new() })
+            let mut file = Appender::open(disk.create(temporary)?, 0)?;
+            let size = file.preallocate(bytes)?;
+            file.sync()?;
+            Ok(Self { file, size })
         };
         make().inspect_err(|_| discard(disk, temporary))
     }
@@ -112,7 +103,9 @@ impl Segment {
     /// Gives it its header and its name, durably.
     fn begin(mut self, disk: &dyn Disk, temporary: &str, header: FileHeader) -> io::Result<Self> {
         let mut begin = || {
-            self.write(|buffer| buffer.extend_from_slice(&header.encode()))?;
+            self.file.put().extend_from_slice(&header.encode());
+            self.file.write()?;
+            self.file.sync()?;
             disk.rename(temporary, &segment_name(header.index))?;
             disk.sync_dir()
         };
@@ -121,29 +114,9 @@ impl Segment {
     }
 
     /// A segment whose records end at an offset.
-    pub(crate) fn open(mut file: Box<dyn DiskFile>, offset: u64) -> io::Result<Self> {
+    pub(crate) fn open(file: Box<dyn DiskFile>, end: u64) -> io::Result<Self> {
         let size = file.len()?;
-        let mut buffer = vec![0; (offset % BLOCK as u64) as usize];
-        file.read_at(offset - buffer.len() as u64, &mut buffer)?;
-        let block = file.direct()?;
-        buffer.drain(..buffer.len() / block * block);
-        Ok(Self { file, size, offset, block, buffer })
-    }
-
-    /// Appends what is put into the buffer, and syncs. Returns how many bytes that is.
-    fn write(&mut self, fill: impl FnOnce(&mut Vec<u8>)) -> io::Result<u64> {
-        let (kept, begin) = (self.buffer.len(), self.offset - self.buffer.len() as u64);
-        fill(&mut self.buffer);
-        let end = self.buffer.len();
-        self.buffer.resize(end.next_multiple_of(self.block), 0);
-        self.file.write_at(begin, &self.buffer)?;
-        self.file.sync_data()?;
-        self.buffer.truncate(end);
-        self.buffer.drain(..end / self.block * self.block);
-        self.buffer.shrink_to(64 << 10);
-        let written = (end - kept) as u64;
-        self.offset += written;
-        Ok(written)
+        Ok(Self { file: Appender::open(file, end)?, size })
     }
 }
 
@@ -175,7 +148,7 @@ impl Log {
     /// The disk's; nothing is lost and the call may be repeated.
     pub(crate) fn reserve(&mut self, payloads: impl Iterator<Item = usize>) -> io::Result<()> {
         let size: usize = payloads.map(Record::size).sum();
-        if self.segment.offset + size as u64 <= self.segment.size {
+        if self.segment.file.end() + size as u64 <= self.segment.size {
             return Ok(());
         }
         let bytes = self.segment_bytes.max((FILE_HEADER + size) as u64);
@@ -206,19 +179,20 @@ impl Log {
         payloads: impl Iterator<Item = &'a [u8]>,
     ) -> io::Result<u64> {
         let (mut index, term, committed) = (self.next, self.term, self.next - 1);
-        let written = self.segment.write(|buffer| {
-            for payload in payloads {
-                Record { index, term, committed, payload }.encode(buffer);
-                index += 1;
-            }
-        })?;
+        let file = &mut self.segment.file;
+        for payload in payloads {
+            Record { index, term, committed, payload }.encode(file.put());
+            index += 1;
+        }
+        let written = file.write()?;
+        file.sync()?;
         self.next = index;
         Ok(written)
     }
 
     /// The next segment, when it is time to make it.
     pub(crate) fn begin_segment(&mut self) -> Option<SegmentJob> {
-        if !matches!(self.spare, Spare::Due) || self.segment.offset < self.segment.size / 2 {
+        if !matches!(self.spare, Spare::Due) || self.segment.file.end() < self.segment.size / 2 {
             return None;
         }
         self.spare = Spare::Making;

@@ -219,10 +219,6 @@ impl DiskFile for MeasuredFile {
         self.file.preallocate(len)
     }
 
-    fn send(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        self.file.send(offset, len)
-    }
-
     fn sync_data(&mut self) -> io::Result<()> {
         let begun = Instant::now();
         let result = self.file.sync_data();
