@@ -186,11 +186,11 @@ impl Archive {
     }
 
     /// Makes the next changes durable with one sync: those that `next` adds to records, one after
-    /// the other. Whether there were any.
+    /// the other.
     pub(crate) fn append(
         &self,
         mut next: impl FnMut(Revision, &mut Vec<u8>) -> Option<Added>,
-    ) -> io::Result<bool> {
+    ) -> io::Result<()> {
         let (mut after, mut bytes, mut written) = (self.end(), Vec::new(), 0);
         let mut tail: Option<(Volume, Appender)> = None;
         while written < SYNC_EVERY && tail.as_ref().is_none_or(|(volume, _)| !self.is_long(volume))
@@ -211,14 +211,14 @@ impl Archive {
             written += file.write()?;
             (volume.len, after) = (file.end(), added.upto);
         }
-        let Some((volume, mut file)) = tail else { return Ok(false) };
+        let Some((volume, mut file)) = tail else { return Ok(()) };
         file.sync()?;
         let mut shelf = self.lock();
         if let Some(last) = shelf.volumes.last_mut() {
             *last = volume;
         }
         shelf.end = after;
-        Ok(true)
+        Ok(())
     }
 
     fn is_long(&self, volume: &Volume) -> bool {
@@ -531,14 +531,14 @@ pub struct ArchiveJob {
 }
 
 impl ArchiveJob {
-    /// Writes what memory is to forget, and makes it durable.
+    /// Writes a part of what memory is to forget, and makes it durable.
     ///
     /// # Errors
     /// The disk's; what was not written stays in memory.
     pub fn run(self) -> io::Result<()> {
         let mut left = read_lock(&self.keyspace).history_bytes();
         let mut start = Instant::now();
-        let mut next = |after: Revision, out: &mut Vec<u8>| {
+        let next = |after: Revision, out: &mut Vec<u8>| {
             self.pace.rest(start);
             let keyspace = read_lock(&self.keyspace);
             if left <= self.budget && after.0 + 1 >= keyspace.compacted().0 {
@@ -550,8 +550,7 @@ impl ArchiveJob {
             start = Instant::now();
             Some(Added { upto: piece.upto, began })
         };
-        while self.archive.append(&mut next)? {}
-        Ok(())
+        self.archive.append(next)
     }
 }
 

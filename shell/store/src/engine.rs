@@ -16,8 +16,11 @@ use crate::pace::{Pace, Tempo};
 use crate::past::Past;
 use crate::record::{FILE_HEADER, Record};
 use crate::recovery::recover;
+use crate::spawn::Aside;
 use crate::store::{read_lock, write_lock};
 
+/// History may weigh so many times its budget while it is written down.
+const HISTORY_LIMIT: usize = 2;
 /// History that cannot be written down may weigh so many times its budget before it is given up.
 const HISTORY_OVERHANG: usize = 4;
 /// On a full disk every so many refused batches ask for a checkpoint, the first one too.
@@ -213,6 +216,19 @@ impl Engine {
         let over = keyspace.history_bytes() > budget + budget / 2;
         self.pace.set(if over { Tempo::Hurried } else { Tempo::Calm });
         Ok(outcomes)
+    }
+
+    /// What has to end before more history is made, which weighs more than it may: it is to be
+    /// written down, or held by a checkpoint.
+    pub(crate) fn awaits(&self) -> Option<Aside> {
+        let keyspace = read_lock(&self.keyspace);
+        let limit = HISTORY_LIMIT * self.config.history_bytes;
+        let over = |limit| keyspace.history_bytes() > limit;
+        let unwritten = |archive: &Arc<Archive>| keyspace.floor() >= archive.end();
+        if over(limit) && self.archive.as_ref().is_some_and(unwritten) {
+            return Some(Aside::Archive);
+        }
+        over(limit + keyspace.live_bytes() / 2).then_some(Aside::Checkpoint)
     }
 
     /// Whether there is room for a batch, asked of a disk that had none.

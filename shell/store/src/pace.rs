@@ -14,7 +14,7 @@ const PIECE: usize = 64 << 10;
 const LARGE_PIECE: usize = 256 << 10;
 /// How much is sent to the disk before it is made durable, in bytes: a file that grows costs three
 /// writes a sync.
-pub(crate) const SYNC_EVERY: u64 = 1 << 20;
+pub(crate) const SYNC_EVERY: u64 = 4 << 20;
 
 /// The pace of one store's work in the background.
 #[derive(Clone, Debug, Default)]

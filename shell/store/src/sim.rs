@@ -12,7 +12,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::StoreConfig;
 use crate::disk::{Disk, DiskFile};
 use crate::error::OpenError;
-use crate::spawn::{Spawn, Work};
+use crate::spawn::{Aside, Spawn, Work};
 use crate::store::Store;
 use crate::writer::Writer;
 
@@ -530,21 +530,30 @@ impl DiskFile for SimFile {
 /// store as a killed process would: nothing more is written, and nobody is answered.
 pub struct Pump {
     writer: Option<Writer>,
-    aside: Arc<Aside>,
+    aside: Arc<Later>,
 }
 
 /// Work that waits until it is told to run.
 #[derive(Default)]
-struct Aside(Mutex<VecDeque<Work>>);
+struct Later(Mutex<VecDeque<Work>>);
 
-impl Spawn for Aside {
-    fn spawn(&self, _: &str, work: Work) -> io::Result<()> {
+impl Spawn for Later {
+    fn spawn(&self, _: Aside, work: Work) -> io::Result<()> {
         self.lock().push_back(work);
         Ok(())
     }
+
+    fn awaited(&self) {
+        while self.work() {}
+    }
 }
 
-impl Aside {
+impl Later {
+    fn work(&self) -> bool {
+        let work = self.lock().pop_front();
+        work.map(|work| work()).is_some()
+    }
+
     fn lock(&self) -> MutexGuard<'_, VecDeque<Work>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -556,20 +565,17 @@ impl Pump {
     pub fn step(&mut self) -> bool {
         let Some(writer) = &mut self.writer else { return false };
         let Some(message) = writer.poll() else { return false };
-        if let Some(done) = writer.turn(message) {
-            // The result of what waits is waited for.
-            while self.work() {}
-            if let Some(writer) = self.writer.take() {
-                writer.close(done);
-            }
+        if let Some(done) = writer.turn(message)
+            && let Some(writer) = self.writer.take()
+        {
+            writer.close(done);
         }
         true
     }
 
     /// Does the oldest work that was put aside, all of it. False when there is none.
     pub fn work(&mut self) -> bool {
-        let work = self.aside.lock().pop_front();
-        work.map(|work| work()).is_some()
+        self.aside.work()
     }
 }
 

@@ -118,6 +118,7 @@ impl Store {
             held: None,
             workers,
             aside: BTreeMap::new(),
+            begun: 0,
             compactor,
             mark_at: now,
             untidy: true,

@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::engine::{Engine, Entry};
 use crate::error::StoreError;
 use crate::queue::Queue;
-use crate::spawn::Spawn;
+use crate::spawn::{Aside, Spawn};
 use crate::store::read_lock;
 use crate::usage::Usage;
 use crate::watch::Hub;
@@ -47,8 +47,8 @@ pub(crate) enum Message {
     Write(Box<Job>),
     /// Look at the clock: something may be due.
     Wake,
-    /// What has this name beside the writer is done.
-    Done(&'static str),
+    /// This work beside the writer is done, which has a number.
+    Done(Aside, u64),
     /// Finish and answer.
     Close(oneshot::Sender<()>),
 }
@@ -75,8 +75,10 @@ pub(crate) struct Writer {
     /// The message that did not fit into the last batch.
     pub(crate) held: Option<Message>,
     pub(crate) workers: Arc<dyn Spawn>,
-    /// What is under way there, by name: waits for the result, and takes it.
-    pub(crate) aside: BTreeMap<&'static str, End>,
+    /// What is under way there, with its number: waits for the result, and takes it.
+    pub(crate) aside: BTreeMap<Aside, (u64, End)>,
+    /// How much was begun there.
+    pub(crate) begun: u64,
     pub(crate) compactor: Compactor,
     /// When the time is noted again.
     pub(crate) mark_at: u64,
@@ -172,7 +174,7 @@ impl Writer {
         match message {
             Message::Write(job) => self.commit(*job),
             Message::Wake => {}
-            Message::Done(name) => self.end(name),
+            Message::Done(what, number) => self.end_of(what, number),
             Message::Close(done) => return Some(done),
         }
         self.untidy = true;
@@ -180,6 +182,7 @@ impl Writer {
         self.expire();
         self.compact();
         self.begin();
+        self.hold_back();
         None
     }
 
@@ -190,49 +193,68 @@ impl Writer {
     /// Starts what is due and takes long: it has a thread, and writes go on meanwhile.
     fn begin(&mut self) {
         if let Some(job) = self.engine.begin_checkpoint() {
-            self.aside("knarr-checkpoint", || job.run(), Engine::end_checkpoint);
+            self.aside(Aside::Checkpoint, || job.run(), Engine::end_checkpoint);
         }
         if let Some(job) = self.engine.begin_archive() {
-            self.aside("knarr-archive", || job.run(), Engine::end_archive);
+            self.aside(Aside::Archive, || job.run(), Engine::end_archive);
         }
         if let Some(job) = self.engine.begin_segment() {
-            self.aside("knarr-segment", || job.run(), Engine::end_segment);
+            self.aside(Aside::Segment, || job.run(), Engine::end_segment);
         }
     }
 
     /// Has work done beside this thread; `end` takes the result.
     fn aside<T: Send + 'static>(
         &mut self,
-        name: &'static str,
+        what: Aside,
         job: impl FnOnce() -> io::Result<T> + Send + 'static,
         end: fn(&mut Engine, io::Result<T>),
     ) {
-        let (queue, (tell, result)) = (self.queue.clone(), mpsc::channel());
+        self.begun += 1;
+        let (queue, (tell, result), number) = (self.queue.clone(), mpsc::channel(), self.begun);
         let work = move || {
             // A writer that is closing waits for the result itself, and one that is gone for none.
             let _ = tell.send(job());
-            let _ = queue.send(Message::Done(name));
+            let _ = queue.send(Message::Done(what, number));
         };
-        if let Err(error) = self.workers.spawn(name, Box::new(work)) {
+        if let Err(error) = self.workers.spawn(what, Box::new(work)) {
             return end(&mut self.engine, Err(error));
         }
         let end = move |engine: &mut Engine| {
             let panicked = || Err(io::Error::other("the thread panicked"));
             end(engine, result.recv().unwrap_or_else(|_| panicked()));
         };
-        self.aside.insert(name, Box::new(end));
+        self.aside.insert(what, (number, Box::new(end)));
     }
 
-    fn end(&mut self, name: &str) {
-        if let Some(end) = self.aside.remove(name) {
+    /// What has the number may have been waited for already.
+    fn end_of(&mut self, what: Aside, number: u64) {
+        if self.aside.get(&what).is_some_and(|(begun, _)| *begun == number) {
+            self.end(what);
+        }
+    }
+
+    fn end(&mut self, what: Aside) {
+        if let Some((_, end)) = self.aside.remove(&what) {
             end(&mut self.engine);
+        }
+    }
+
+    /// Waits where history is made faster than it can go: memory has an end.
+    fn hold_back(&mut self) {
+        while let Some(what) = self.engine.awaits().filter(|what| self.aside.contains_key(what)) {
+            self.workers.awaited();
+            self.end(what);
+            while self.engine.forget() {}
+            self.begin();
         }
     }
 
     /// Lets everything go before it answers, the lock on the directory included.
     pub(crate) fn close(mut self, done: oneshot::Sender<()>) {
         self.engine.hurry();
-        for (_, end) in std::mem::take(&mut self.aside) {
+        self.workers.awaited();
+        for (_, end) in std::mem::take(&mut self.aside).into_values() {
             end(&mut self.engine);
         }
         if let Err(error) = self.engine.seal() {

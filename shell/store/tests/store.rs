@@ -305,6 +305,31 @@ async fn leases_end_by_the_clock() {
     store.close().await;
 }
 
+/// Nothing beside the writer runs here unless it waits: for history to be written down, and for the
+/// checkpoint that holds it.
+#[test]
+fn history_is_waited_for_when_it_is_made_faster_than_it_can_go() {
+    let history_bytes = 50_000;
+    // With and without checkpoints; then half of the state may be held too, which is a kilobyte.
+    for checkpoint_bytes in [100 << 10, 1 << 30] {
+        let config = StoreConfig { history_bytes, checkpoint_bytes, ..small() };
+        let (store, mut pump) =
+            Store::simulated(&SimDisk::default(), &Arc::default(), config).unwrap();
+        let mut heaviest = 0;
+        for _ in 0..1000 {
+            let mut put = Box::pin(store.txn(put("k", &[0; 1000])));
+            while poll_once(&mut put).is_pending() {
+                assert!(pump.step(), "there is something to do");
+            }
+            heaviest = heaviest.max(store.read(|keyspace, _| keyspace.history_bytes()));
+        }
+        assert!(heaviest < 2 * history_bytes + 5_000, "{heaviest} bytes of history");
+        assert!(heaviest > 2 * history_bytes - 5_000, "{heaviest}: it never came to that");
+        // What was waited for is told to be done too, when other work has its name.
+        while pump.step() {}
+    }
+}
+
 /// A lease that cannot end now is tried again after a while, not at every turn.
 #[tokio::test]
 async fn leases_end_when_a_full_disk_has_space_again() {
