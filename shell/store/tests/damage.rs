@@ -215,6 +215,7 @@ fn the_next_segment_is_made_ahead() {
                 }
             },
         );
+        write(&mut engine, 0..1);
         assert_eq!(segments(), before, "due in the middle of one");
         assert!(engine.begin_segment().is_none(), "one at a time");
         disk.set_capacity(if can_be_made { u64::MAX } else { disk.used() });

@@ -316,17 +316,18 @@ fn history_is_waited_for_when_it_is_made_faster_than_it_can_go() {
         let (store, mut pump) =
             Store::simulated(&SimDisk::default(), &Arc::default(), config).unwrap();
         let mut heaviest = 0;
-        for _ in 0..1000 {
-            let mut put = Box::pin(store.txn(put("k", &[0; 1000])));
-            while poll_once(&mut put).is_pending() {
-                assert!(pump.step(), "there is something to do");
+        for _ in 0..4 {
+            // What is told to be done comes behind them, when the next of its kind is under way.
+            let put = |_| Box::pin(store.txn(put("k", &[0; 1000])));
+            let mut puts: Vec<_> = (0..300).map(put).collect();
+            puts.iter_mut().for_each(|put| assert!(poll_once(put).is_pending()));
+            while pump.step() {
+                heaviest = heaviest.max(store.read(|keyspace, _| keyspace.history_bytes()));
             }
-            heaviest = heaviest.max(store.read(|keyspace, _| keyspace.history_bytes()));
+            puts.iter_mut().for_each(|put| assert!(poll_once(put).is_ready()));
         }
-        assert!(heaviest < 2 * history_bytes + 5_000, "{heaviest} bytes of history");
-        assert!(heaviest > 2 * history_bytes - 5_000, "{heaviest}: it never came to that");
-        // What was waited for is told to be done too, when other work has its name.
-        while pump.step() {}
+        assert!(heaviest < 2 * history_bytes + 20_000, "{heaviest} bytes of history");
+        assert!(heaviest > 2 * history_bytes - 20_000, "{heaviest}: it never came to that");
     }
 }
 
