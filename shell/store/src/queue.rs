@@ -13,7 +13,7 @@ use crate::writer::{Job, Message};
 
 /// So many messages are enough to begin with, though more may follow.
 const MANY: usize = 32;
-/// Who sends nothing more often than this between two commands has other work.
+/// Who does something else more often than this between two commands has other work.
 const FEW: u32 = 4;
 
 /// Messages in order, from many threads to one.
@@ -28,7 +28,7 @@ struct Waiting {
     messages: VecDeque<Message>,
     /// How many are not done sending.
     senders: usize,
-    /// How often nothing was sent since something was.
+    /// How often something else was done since something was sent.
     turns: u32,
     closed: bool,
 }
@@ -72,11 +72,15 @@ impl Queue {
     }
 
     /// The only command that waits, if it is of somebody who does little else, and what is
-    /// `at_hand` for it, if there is something.
-    pub(crate) fn lone<T>(&self, at_hand: impl FnOnce() -> Option<T>) -> Option<(Box<Job>, T)> {
+    /// `at_hand` for it, if there is something. The caller `did` something, to send or else.
+    pub(crate) fn lone<T>(
+        &self,
+        did: bool,
+        at_hand: impl FnOnce() -> Option<T>,
+    ) -> Option<(Box<Job>, T)> {
         let mut waiting = self.lock();
         if waiting.messages.is_empty() {
-            waiting.turns = waiting.turns.saturating_add(1);
+            waiting.turns = waiting.turns.saturating_add(did.into());
             return None;
         }
         let quiet = mem::take(&mut waiting.turns) <= FEW;

@@ -430,9 +430,9 @@ impl Store {
     }
 
     /// Runs something that sends commands, as many as there are, without waiting for them: the log
-    /// takes them together. Whether one that was alone was committed by this thread comes with the
-    /// result ([`StoreConfig::senders_commit`]).
-    pub fn together<R>(&self, send: impl FnOnce() -> R) -> (R, bool) {
+    /// takes them together. It says whether it did anything, and so does this; and whether one that
+    /// was alone was committed by this thread ([`StoreConfig::senders_commit`]).
+    pub fn together(&self, send: impl FnOnce() -> bool) -> (bool, bool) {
         match &self.shared.backend {
             Backend::Log(log) => log.together(send),
             Backend::External(_) => (send(), false),
@@ -458,12 +458,12 @@ impl Store {
 }
 
 impl Log {
-    fn together<R>(&self, send: impl FnOnce() -> R) -> (R, bool) {
+    fn together(&self, send: impl FnOnce() -> bool) -> (bool, bool) {
         let sending = self.queue.begin();
-        let sent = send();
-        let lone = self.queue.lone(|| self.desk.as_ref()?.at_hand());
+        let did = send();
+        let lone = self.queue.lone(did, || self.desk.as_ref()?.at_hand());
         drop(sending);
-        (sent, lone.map(|(job, writer)| writer.commit(job)).is_some())
+        (did, lone.map(|(job, writer)| writer.commit(job)).is_some())
     }
 
     async fn submit(&self, command: Command, config: &StoreConfig) -> Result<Answer, StoreError> {

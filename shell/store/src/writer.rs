@@ -37,7 +37,7 @@ const MARK_EVERY: u64 = 1_000;
 const EXPIRY_BATCH: usize = 256;
 /// A disk that makes batches durable in this time, so many in a row, may be waited for by threads
 /// that have other work.
-const PROMPT: Duration = Duration::from_micros(500);
+const PROMPT: Duration = Duration::from_millis(1);
 const PROMPT_STREAK: u32 = 8;
 
 /// What the writer is told.
