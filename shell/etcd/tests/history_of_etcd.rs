@@ -554,7 +554,9 @@ async fn a_damaged_file_is_refused_20271() {
         machine.put(&format!("k{number}"), &".".repeat(200)).await.unwrap();
     }
     let (disk, mut refused) = (machine.disk.clone(), 0);
-    for (name, len) in disk.files() {
+    // What is not finished has no name yet, and goes with the first start.
+    let named = disk.files().into_iter().filter(|(name, _)| !name.starts_with("tmp-"));
+    for (name, len) in named {
         for offset in (0..len).step_by(97) {
             let offset = usize::try_from(offset).unwrap();
             disk.flip(&name, offset, 0x10);
