@@ -1,15 +1,16 @@
-//! The Watch service: one stream, many watches, one task, one bell.
+//! The Watch service: one stream, many watches, one bell.
 //!
-//! The task holds cursors and no events: it reads a batch of one watch, sends it, and goes on only
+//! It holds cursors and no events: it reads a batch of one watch, sends it, and goes on only
 //! when the client has room. So a slow client costs no memory, and its watches fall off the history
 //! only when the history they still need is compacted.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
-use futures_util::stream::BoxStream;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use knarr_etcd_model::auth::{Need, Right, range};
 use knarr_etcdpb::etcdserverpb as pb;
 use knarr_etcdpb::mvccpb::{self, event::EventType};
@@ -21,7 +22,6 @@ use pb::watch_server::Watch as Service;
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::face::{Caller, Face};
@@ -46,7 +46,7 @@ impl Service for Watches {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let caller = self.0.caller(&request)?;
         let (out, answers) = mpsc::channel(ROOM);
-        let stream = Stream {
+        let session = Session {
             face: self.0.clone(),
             caller,
             out,
@@ -54,13 +54,23 @@ impl Service for Watches {
             watches: BTreeMap::new(),
             next_id: 0,
         };
-        tokio::spawn(stream.run(request.into_inner()));
-        Ok(Response::new(ReceiverStream::new(answers).boxed()))
+        Ok(Response::new(driven(session.run(request.into_inner()), answers).boxed()))
     }
 }
 
+/// What is sent by something that runs whenever somebody listens. It needs no task of its own: to
+/// wake that would cost as much as an event does.
+fn driven<T>(run: impl Future<Output = ()>, mut sent: mpsc::Receiver<T>) -> impl Stream<Item = T> {
+    let mut run = Box::pin(run.fuse());
+    stream::poll_fn(move |cx| {
+        // When it has ended, so has what it sends.
+        let _ = run.as_mut().poll(cx);
+        sent.poll_recv(cx)
+    })
+}
+
 /// One stream of a client.
-struct Stream {
+struct Session {
     face: Arc<Face>,
     caller: Caller,
     out: mpsc::Sender<Result<pb::WatchResponse, Status>>,
@@ -85,7 +95,7 @@ struct Watched {
 /// The client is gone, or the store is: there is nobody to tell.
 struct Gone;
 
-impl Stream {
+impl Session {
     async fn run(mut self, mut requests: Streaming<pb::WatchRequest>) {
         let mut open = true;
         loop {
@@ -107,7 +117,6 @@ impl Stream {
                 tokens = self.bell.wait() => self.deliver(tokens).await,
                 () = sleep_until(progress_at.unwrap_or_else(Instant::now)),
                     if progress_at.is_some() => self.tell_progress().await,
-                () = self.out.closed() => Err(Gone),
             };
             if done.is_err() {
                 return;
