@@ -8,7 +8,9 @@
 //! [`Items`] does.
 
 use std::io;
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, RwLock};
+use std::thread;
 use std::time::Instant;
 
 use knarr_mvcc::{Item, Keyspace, Restore};
@@ -25,6 +27,9 @@ use crate::record::{FILE_HEADER, FileHeader, Magic, RECORD_HEADER, Record};
 const CHECKPOINT: &str = "checkpoint-";
 /// A record is closed once its payload is this long.
 const CHUNK: usize = 64 << 10;
+/// A file is read in pieces of this size, and so many of them ahead.
+const PIECE: usize = 1 << 20;
+const AHEAD: usize = 2;
 
 /// Name of the checkpoint after an index.
 pub(crate) fn checkpoint_name(index: u64) -> String {
@@ -160,9 +165,9 @@ pub(crate) fn load(disk: &dyn Disk, index: u64, config: &StoreConfig) -> Result<
     let failed = |source| OpenError::Io { file: name.clone(), source };
     let damaged = |offset: u64, what: &str| OpenError::corrupt(&name, offset, what);
     let file = disk.open(&name).map_err(failed)?;
-    let mut input = Input { len: file.len().map_err(failed)?, file, offset: 0, bytes: Vec::new() };
-    input.fill(FILE_HEADER).map_err(failed)?;
-    let header = FileHeader::decode(&input.bytes, Magic::Checkpoint)
+    let mut input = Input::open(file).map_err(failed)?;
+    let header = input.take(FILE_HEADER).map_err(failed)?;
+    let header = FileHeader::decode(header, Magic::Checkpoint)
         .map_err(|error| OpenError::header(&name, error))?;
     if header.index != index {
         return Err(damaged(32, "the index is not that of the name"));
@@ -190,35 +195,58 @@ pub(crate) fn load(disk: &dyn Disk, index: u64, config: &StoreConfig) -> Result<
     unreachable!("a file has an end")
 }
 
-/// A file that is read from the front.
+/// A file that is read from the front, some pieces ahead of who takes it in.
 struct Input {
-    file: Box<dyn DiskFile>,
-    len: u64,
-    offset: u64,
+    pieces: Receiver<io::Result<Vec<u8>>>,
+    /// What was read, from `at` on not taken yet, which is at `offset` in the file.
     bytes: Vec<u8>,
+    at: usize,
+    offset: u64,
 }
 
 impl Input {
-    /// Reads up to the next `len` bytes, fewer where the file ends.
-    fn fill(&mut self, len: usize) -> io::Result<()> {
-        self.peek(len)?;
-        self.offset += self.bytes.len() as u64;
-        Ok(())
+    fn open(mut file: Box<dyn DiskFile>) -> io::Result<Self> {
+        let len = file.len()?;
+        file.direct()?;
+        let (tell, pieces) = mpsc::sync_channel(AHEAD);
+        let read = move || {
+            for offset in (0..len).step_by(PIECE) {
+                let mut piece = vec![0; (len - offset).min(PIECE as u64) as usize];
+                let read = file.read_at(offset, &mut piece).map(|()| piece);
+                // Who has read enough does not listen any more.
+                if tell.send(read).is_err() {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new().name("knarr-read".into()).spawn(read)?;
+        Ok(Self { pieces, bytes: Vec::new(), at: 0, offset: 0 })
     }
 
-    fn peek(&mut self, len: usize) -> io::Result<()> {
-        let left = usize::try_from(self.len - self.offset).unwrap_or(usize::MAX);
-        self.bytes.resize(len.min(left), 0);
-        self.file.read_at(self.offset, &mut self.bytes)
+    /// The next `len` bytes, fewer where the file ends. They are not passed.
+    fn peek(&mut self, len: usize) -> io::Result<&[u8]> {
+        while self.bytes.len() - self.at < len {
+            let Ok(piece) = self.pieces.recv() else { break };
+            self.bytes.drain(..self.at);
+            self.at = 0;
+            self.bytes.extend_from_slice(&piece?);
+        }
+        Ok(&self.bytes[self.at..self.bytes.len().min(self.at + len)])
+    }
+
+    /// The next `len` bytes, fewer where the file ends.
+    fn take(&mut self, len: usize) -> io::Result<&[u8]> {
+        let taken = self.peek(len)?.len();
+        self.at += taken;
+        self.offset += taken as u64;
+        Ok(&self.bytes[self.at - taken..self.at])
     }
 
     /// The next record, if a valid one is there.
     fn record(&mut self) -> io::Result<Option<Record<'_>>> {
-        self.peek(RECORD_HEADER)?;
-        let Some(header) = self.bytes.first_chunk::<RECORD_HEADER>() else { return Ok(None) };
-        let size = Record::size_from(header);
-        self.fill(size)?;
-        Ok(Record::decode(&self.bytes))
+        let header = self.peek(RECORD_HEADER)?.first_chunk::<RECORD_HEADER>();
+        let Some(size) = header.map(Record::size_from) else { return Ok(None) };
+        Ok(Record::decode(self.take(size)?))
     }
 }
 

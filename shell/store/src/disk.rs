@@ -42,9 +42,9 @@ pub trait DiskFile: Debug + Send {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
     /// Writes all of `data` at `offset`. Durable after [`DiskFile::sync_data`].
     fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()>;
-    /// Lets writes pass the page cache from now on, where the file system can do that. Returns the
-    /// bytes at whose multiples they have to begin and end, of which [`BLOCK`] is one: 1 where
-    /// nothing changed. Such a file is not read any more, nor its size.
+    /// Lets reads and writes pass the page cache from now on, where the file system can do that.
+    /// Returns the bytes at whose multiples they have to begin and end, of which [`BLOCK`] is one:
+    /// 1 where nothing changed. The size of such a file is not looked at any more.
     fn direct(&mut self) -> io::Result<usize> {
         Ok(1)
     }
@@ -206,7 +206,7 @@ fn list(dir: &Path) -> io::Result<Vec<String>> {
 #[derive(Debug)]
 struct RealFile {
     file: File,
-    /// Whether writes pass the page cache.
+    /// Whether reads and writes pass the page cache.
     is_direct: bool,
     /// Where what is written lies as the device can take it.
     aligned: Vec<u8>,
@@ -224,7 +224,15 @@ impl DiskFile for RealFile {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buf, offset)
+        if !self.is_direct {
+            return self.file.read_exact_at(buf, offset);
+        }
+        let mut aligned = vec![0; buf.len() + BLOCK];
+        let skip = aligned.as_ptr().align_offset(BLOCK);
+        let aligned = &mut aligned[skip..skip + buf.len()];
+        self.file.read_exact_at(aligned, offset)?;
+        buf.copy_from_slice(aligned);
+        Ok(())
     }
 
     fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {

@@ -343,8 +343,9 @@ fn judge_tail(tail: &[u8], expected: u64, place: Place) -> Result<Torn, &'static
 /// The bytes of a whole file.
 fn read_all(disk: &dyn Disk, name: &str) -> Result<Vec<u8>, OpenError> {
     let read = || {
-        let file = disk.open(name)?;
+        let mut file = disk.open(name)?;
         let len = usize::try_from(file.len()?).map_err(io::Error::other)?;
+        file.direct()?;
         let mut bytes = vec![0; len];
         file.read_at(0, &mut bytes)?;
         Ok(bytes)

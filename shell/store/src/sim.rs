@@ -441,6 +441,11 @@ impl Disk for SimDisk {
 }
 
 impl SimFile {
+    fn check_whole(&self, offset: u64, len: usize) {
+        let whole = |n: usize| n.is_multiple_of(SECTOR);
+        assert!(!self.is_direct || whole(offset as usize) && whole(len), "a part of a sector");
+    }
+
     fn with<R>(&self, f: impl FnOnce(&mut Platter, u64) -> io::Result<R>) -> io::Result<R> {
         let mut platter = self.disk.lock();
         if platter.boots != self.boot || !platter.inodes.contains_key(&self.inode) {
@@ -481,7 +486,7 @@ impl DiskFile for SimFile {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        assert!(!self.is_direct, "a file is read that is written directly");
+        self.check_whole(offset, buf.len());
         self.with(|platter, id| {
             let offset = offset as usize;
             let bytes = platter.inodes[&id].live.get(offset..offset + buf.len());
@@ -491,11 +496,7 @@ impl DiskFile for SimFile {
     }
 
     fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let whole = |n: usize| n.is_multiple_of(SECTOR);
-        assert!(
-            !self.is_direct || whole(offset as usize) && whole(data.len()),
-            "a part of a sector"
-        );
+        self.check_whole(offset, data.len());
         self.change("write", Pending::Write(offset as usize, data.to_vec()))
     }
 
