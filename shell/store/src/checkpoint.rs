@@ -8,13 +8,12 @@
 //! [`Items`] does.
 
 use std::io;
-use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, RwLock};
-use std::thread;
 use std::time::Instant;
 
 use knarr_mvcc::{Item, Keyspace, Restore};
 
+use crate::ahead::Ahead;
 use crate::append::Appender;
 use crate::config::{Identity, StoreConfig};
 use crate::disk::{Disk, DiskFile};
@@ -27,9 +26,8 @@ use crate::record::{FILE_HEADER, FileHeader, Magic, RECORD_HEADER, Record};
 const CHECKPOINT: &str = "checkpoint-";
 /// A record is closed once its payload is this long.
 const CHUNK: usize = 64 << 10;
-/// A file is read in pieces of this size, and so many of them ahead.
+/// A file is read in pieces of this size.
 const PIECE: usize = 1 << 20;
-const AHEAD: usize = 2;
 
 /// Name of the checkpoint after an index.
 pub(crate) fn checkpoint_name(index: u64) -> String {
@@ -195,9 +193,9 @@ pub(crate) fn load(disk: &dyn Disk, index: u64, config: &StoreConfig) -> Result<
     unreachable!("a file has an end")
 }
 
-/// A file that is read from the front, some pieces ahead of who takes it in.
+/// A file that is read from the front.
 struct Input {
-    pieces: Receiver<io::Result<Vec<u8>>>,
+    pieces: Ahead,
     /// What was read, from `at` on not taken yet, which is at `offset` in the file.
     bytes: Vec<u8>,
     at: usize,
@@ -208,28 +206,22 @@ impl Input {
     fn open(mut file: Box<dyn DiskFile>) -> io::Result<Self> {
         let len = file.len()?;
         file.direct()?;
-        let (tell, pieces) = mpsc::sync_channel(AHEAD);
-        let read = move || {
-            for offset in (0..len).step_by(PIECE) {
-                let mut piece = vec![0; (len - offset).min(PIECE as u64) as usize];
-                let read = file.read_at(offset, &mut piece).map(|()| piece);
-                // Who has read enough does not listen any more.
-                if tell.send(read).is_err() {
-                    return;
-                }
-            }
-        };
-        thread::Builder::new().name("knarr-read".into()).spawn(read)?;
+        let mut offsets = (0..len).step_by(PIECE);
+        let pieces = Ahead::begin(move |piece| {
+            let offset = offsets.next()?;
+            let size = (len - offset).min(PIECE as u64) as usize;
+            Some(file.read_at(offset, piece.room(size)))
+        })?;
         Ok(Self { pieces, bytes: Vec::new(), at: 0, offset: 0 })
     }
 
     /// The next `len` bytes, fewer where the file ends. They are not passed.
     fn peek(&mut self, len: usize) -> io::Result<&[u8]> {
         while self.bytes.len() - self.at < len {
-            let Ok(piece) = self.pieces.recv() else { break };
+            let Some(piece) = self.pieces.next()? else { break };
             self.bytes.drain(..self.at);
             self.at = 0;
-            self.bytes.extend_from_slice(&piece?);
+            self.bytes.extend_from_slice(piece);
         }
         Ok(&self.bytes[self.at..self.bytes.len().min(self.at + len)])
     }

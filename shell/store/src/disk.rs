@@ -202,6 +202,34 @@ fn list(dir: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
+/// Memory that begins at a block, as direct reads and writes want it.
+#[derive(Debug, Default)]
+pub(crate) struct Aligned {
+    memory: Vec<u8>,
+    len: usize,
+}
+
+impl Aligned {
+    /// Room for so many bytes, whatever they are.
+    pub(crate) fn room(&mut self, len: usize) -> &mut [u8] {
+        self.len = len;
+        if self.memory.len() < len + BLOCK {
+            self.memory = vec![0; len + BLOCK];
+        }
+        let start = self.start();
+        &mut self.memory[start..start + len]
+    }
+
+    /// The bytes that room was made for last.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.memory[self.start()..self.start() + self.len]
+    }
+
+    fn start(&self) -> usize {
+        self.memory.as_ptr().align_offset(BLOCK)
+    }
+}
+
 /// A file of this machine.
 #[derive(Debug)]
 struct RealFile {
@@ -209,12 +237,12 @@ struct RealFile {
     /// Whether reads and writes pass the page cache.
     is_direct: bool,
     /// Where what is written lies as the device can take it.
-    aligned: Vec<u8>,
+    aligned: Aligned,
 }
 
 impl From<File> for RealFile {
     fn from(file: File) -> Self {
-        Self { file, is_direct: false, aligned: Vec::new() }
+        Self { file, is_direct: false, aligned: Aligned::default() }
     }
 }
 
@@ -224,14 +252,12 @@ impl DiskFile for RealFile {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        if !self.is_direct {
+        if !self.is_direct || buf.as_ptr().align_offset(BLOCK) == 0 {
             return self.file.read_exact_at(buf, offset);
         }
-        let mut aligned = vec![0; buf.len() + BLOCK];
-        let skip = aligned.as_ptr().align_offset(BLOCK);
-        let aligned = &mut aligned[skip..skip + buf.len()];
-        self.file.read_exact_at(aligned, offset)?;
-        buf.copy_from_slice(aligned);
+        let mut aligned = Aligned::default();
+        self.file.read_exact_at(aligned.room(buf.len()), offset)?;
+        buf.copy_from_slice(aligned.bytes());
         Ok(())
     }
 
@@ -239,14 +265,11 @@ impl DiskFile for RealFile {
         if !self.is_direct {
             return self.file.write_all_at(data, offset);
         }
-        self.aligned.clear();
-        self.aligned.reserve(data.len() + BLOCK);
-        let skip = self.aligned.as_ptr().align_offset(BLOCK);
-        self.aligned.resize(skip, 0);
-        self.aligned.extend_from_slice(data);
-        self.file.write_all_at(&self.aligned[skip..], offset)?;
-        self.aligned.clear();
-        self.aligned.shrink_to(KEPT);
+        self.aligned.room(data.len()).copy_from_slice(data);
+        self.file.write_all_at(self.aligned.bytes(), offset)?;
+        if data.len() > KEPT {
+            self.aligned = Aligned::default();
+        }
         Ok(())
     }
 

@@ -14,9 +14,9 @@
 //! * `disk`, `clock`, `spawn` – the seams; `sim` – their simulated halves, for the tests of every
 //!   crate.
 //! * `record` – file headers and records as bytes; `append` – a file that grows, past the page
-//!   cache; `log` – segments; `items` – a state read in steps; `checkpoint` – one on disk;
-//!   `recovery` – what a start makes of them; `archive` – history that memory let go; `past` – the
-//!   two read as one.
+//!   cache, `ahead` – files that are read; `log` – segments; `items` – a state read in steps;
+//!   `checkpoint` – one on disk; `recovery` – what a start makes of them; `archive` – history that
+//!   memory let go; `past` – the two read as one.
 //! * `engine` – the above as one deterministic machine; `queue`, `writer` – what drives it;
 //!   `store` – its handle; `watch` – cursors; `backup` – states in etcd's format out, and into a
 //!   new directory; `usage` – what it weighs; `measure` – what it did, and how long its disk took.
@@ -25,6 +25,7 @@
 //!
 //! Invariants: only this crate touches the data directory. Nothing here looks into a value.
 
+mod ahead;
 mod append;
 mod archive;
 mod backup;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use knarr_mvcc::{Command, Keyspace, Revision};
 
+use crate::ahead::Ahead;
 use crate::archive::{Access, Archive};
 use crate::checkpoint::{Loaded, load, parse_checkpoint};
 use crate::config::{Identity, StoreConfig};
@@ -93,9 +94,11 @@ pub(crate) fn read(
     let archive = open_archive(disk, identity, config, replay.keyspace.floor(), access)?;
     replay.keyspace.hold(archive.as_ref().map_or(Revision(u64::MAX), |archive| archive.end()));
     let mut end = End { offset: 0, torn: Torn::No };
+    let mut contents = read_ahead(disk.clone(), segments).map_err(io_error("the log"))?;
     for (at, &first) in segments.iter().enumerate() {
         let place = if at + 1 == segments.len() { Place::Last } else { Place::Inner };
-        end = replay.segment(&**disk, first, place)?;
+        let bytes = contents.next().map_err(io_error(&segment_name(first)))?;
+        end = replay.segment(bytes.unwrap_or_default(), first, place)?;
     }
     let Replay { keyspace, term, log_bytes, last, .. } = replay;
     let (newest, floor) = (keyspace.revision(), keyspace.floor());
@@ -233,10 +236,9 @@ impl<'a> Replay<'a> {
     }
 
     /// Reads one segment; where its records end.
-    fn segment(&mut self, disk: &dyn Disk, first: u64, place: Place) -> Result<End, OpenError> {
+    fn segment(&mut self, bytes: &[u8], first: u64, place: Place) -> Result<End, OpenError> {
         let name = segment_name(first);
-        let bytes = read_all(disk, &name)?;
-        self.check_header(&name, &bytes, first)?;
+        self.check_header(&name, bytes, first)?;
         // The first segment may begin before the checkpoint ends; later ones must join.
         if first > self.next() {
             return Err(OpenError::corrupt(&name, 0, "the log has a gap before this segment"));
@@ -340,17 +342,20 @@ fn judge_tail(tail: &[u8], expected: u64, place: Place) -> Result<Torn, &'static
     Ok(Torn::Yes)
 }
 
-/// The bytes of a whole file.
-fn read_all(disk: &dyn Disk, name: &str) -> Result<Vec<u8>, OpenError> {
-    let read = || {
-        let mut file = disk.open(name)?;
-        let len = usize::try_from(file.len()?).map_err(io::Error::other)?;
-        file.direct()?;
-        let mut bytes = vec![0; len];
-        file.read_at(0, &mut bytes)?;
-        Ok(bytes)
-    };
-    read().map_err(io_error(name))
+/// The bytes of segments, one after the other.
+fn read_ahead(disk: Arc<dyn Disk>, segments: &[u64]) -> io::Result<Ahead> {
+    let mut names =
+        segments.iter().map(|&first| segment_name(first)).collect::<Vec<_>>().into_iter();
+    Ahead::begin(move |bytes| {
+        let name = names.next()?;
+        let mut read = || {
+            let mut file = disk.open(&name)?;
+            let len = usize::try_from(file.len()?).map_err(io::Error::other)?;
+            file.direct()?;
+            file.read_at(0, bytes.room(len))
+        };
+        Some(read())
+    })
 }
 
 fn io_error(file: &str) -> impl FnOnce(io::Error) -> OpenError {
