@@ -35,7 +35,7 @@ fn range() -> impl Strategy<Value = KeyRange> {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         16 => key().prop_map(Step::Put),
-        2 => (key(), 1..200u32).prop_map(|(key, many)| Step::Run(key, many)),
+        2 => (key(), 1..800u32).prop_map(|(key, many)| Step::Run(key, many)),
         2 => range().prop_map(Step::Delete),
         1 => Just(Step::Forget),
     ]
