@@ -67,11 +67,12 @@ fn restore_snapshot(snapshot: &Path, target: &NewStoreFlags) -> Result<(), Fatal
 }
 
 fn is_protobuf(item: &Item) -> bool {
-    let kv = match item {
-        Item::Base(kv) | Item::Change { new: Some(kv), .. } => kv,
+    let value = match item {
+        Item::Base(version) => version.value(),
+        Item::Change { new: Some(kv), .. } => &kv.value,
         _ => return false,
     };
-    kv.value.starts_with(b"k8s\0")
+    value.starts_with(b"k8s\0")
 }
 
 fn import(flags: &ImportFlags) -> Result<(), Fatal> {

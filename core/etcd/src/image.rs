@@ -93,7 +93,8 @@ impl Image {
                 // What is for our own use, and what no snapshot has.
                 Item::Settings { .. } | Item::Mark(_) | Item::Past(_) => {}
                 Item::Setting { key, value } => image.setting(&key, &value),
-                Item::Base(kv) => {
+                Item::Base(version) => {
+                    let kv = version.kv();
                     base.insert(kv.key.clone(), kv);
                 }
                 Item::Change { revision, key, new } if revision <= image.compacted => {

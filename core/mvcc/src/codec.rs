@@ -140,9 +140,9 @@ impl Item {
                 out.push(1);
                 put_numbers(out, &[id.0 as u64, *ttl_secs as u64]);
             }
-            Self::Base(kv) => {
+            Self::Base(version) => {
                 out.push(2);
-                put_kv(out, &Parts::of(kv));
+                put_kv(out, &version.parts());
             }
             Self::Change { new: Some(kv), .. } => {
                 out.push(3);
@@ -182,7 +182,7 @@ impl Item {
         let item = match reader.byte()? {
             0 => Self::Meta(reader.meta()?),
             1 => Self::Lease { id: reader.lease()?, ttl_secs: reader.number()? as i64 },
-            2 => Self::Base(reader.kv()?),
+            2 => Self::Base(reader.version()?),
             3 => {
                 let kv = reader.kv()?;
                 Self::Change { revision: kv.mod_revision, key: kv.key.clone(), new: Some(kv) }
@@ -514,6 +514,13 @@ impl<'a> Reader<'a> {
             version: self.number()?,
             lease: self.lease()?,
         })
+    }
+
+    /// A key-value in the one place where it is to stay.
+    fn version(&mut self) -> Result<Version, CodecError> {
+        let (key, value) = (self.slice()?, self.slice()?);
+        let numbers = [self.number()?, self.number()?, self.number()?, self.number()?];
+        Ok(Version::from_parts(&Parts(key, value, numbers)))
     }
 
     fn range(&mut self) -> Result<KeyRange, CodecError> {

@@ -185,12 +185,12 @@ impl Keyspace {
         after: Option<&Bytes>,
         at: Revision,
         limit: usize,
-    ) -> (Vec<KeyValue>, Option<Bytes>) {
+    ) -> (Vec<Version>, Option<Bytes>) {
         let from = after.map_or(Place::FIRST, |key| self.keys.after(key));
         let mut last = None;
         let found = self.keys.between(from, self.keys.end()).take(limit);
         let found = found.inspect(|key| last = Some(*key));
-        let found = found.filter_map(|key| self.history.at(key, at)).map(Version::kv).collect();
+        let found = found.filter_map(|key| self.history.at(key, at)).cloned().collect();
         (found, last.map(|key| Bytes::copy_from_slice(key.newest.key())))
     }
 
@@ -269,11 +269,10 @@ impl Keyspace {
     }
 
     /// A key as it stood when the history began.
-    pub(crate) fn begin_with(&mut self, kv: &KeyValue) {
-        self.leases.attach(kv.lease, &kv.key);
-        let version = Version::of(kv);
+    pub(crate) fn begin_with(&mut self, version: Version) {
+        self.leases.attach(version.lease(), version.key());
         self.live_bytes += weight(&version);
-        match self.keys.find(&kv.key) {
+        match self.keys.find(version.key()) {
             Ok(place) => self.keys.at_mut(place).newest = version,
             Err(place) => self.keys.insert(place, Key { newest: version, change: 0 }),
         }

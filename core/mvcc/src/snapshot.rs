@@ -55,7 +55,7 @@ pub enum Item {
         value: Bytes,
     },
     /// A key as it stood at the floor, in key order.
-    Base(KeyValue),
+    Base(Version),
     /// A change after the floor, in order of revision.
     Change {
         /// When.
@@ -227,9 +227,9 @@ impl Restore {
             }
             Item::Settings { version } => state.settings.restore(version),
             Item::Setting { key, value } => state.settings.insert(key, value),
-            Item::Base(kv) => {
-                require(kv.mod_revision <= meta.floor && kv.version > 0)?;
-                state.begin_with(&kv);
+            Item::Base(version) => {
+                require(version.revision() <= meta.floor && version.is_live())?;
+                state.begin_with(version);
             }
             Item::Change { revision, key, new } => {
                 let newest = state.history.newest().max(Revision(meta.floor.0 + 1));

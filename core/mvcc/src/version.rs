@@ -97,7 +97,8 @@ impl Version {
         &self.0[HEAD..HEAD + self.key_len()]
     }
 
-    pub(crate) fn value(&self) -> &[u8] {
+    /// The value; a deletion's is empty.
+    pub fn value(&self) -> &[u8] {
         &self.0[HEAD + self.key_len()..]
     }
 
@@ -114,6 +115,13 @@ impl Version {
             version: self.count(),
             lease: self.lease(),
         }
+    }
+
+    /// The version of these [`Version::parts`].
+    pub(crate) fn from_parts(
+        Parts(key, value, [create, revision, count, lease]): &Parts<'_>,
+    ) -> Self {
+        Self::new([*revision, *create, *count, *lease], key, value)
     }
 
     pub(crate) fn parts(&self) -> Parts<'_> {

@@ -15,7 +15,7 @@ use alloc::vec::Vec;
 
 use jiff::{SignedDuration, Timestamp};
 use knarr_api::{Kind, Reason, Status};
-use knarr_mvcc::{Item, KeyRange, KeyValue, Keyspace, Meta, Restore, Revision};
+use knarr_mvcc::{Item, KeyRange, KeyValue, Keyspace, Meta, Restore, Revision, Version};
 
 use crate::call::{Ask, Next, World, serves, unserved};
 use crate::discovery;
@@ -184,7 +184,8 @@ fn keyspace(found: PastRange) -> Result<Keyspace, String> {
     let (revision, floor) = (found.revision, found.revision);
     let meta = Item::Meta(Meta { revision, floor, ..Meta::default() });
     let mut restore = Restore::new();
-    for item in core::iter::once(meta).chain(found.kvs.into_iter().map(Item::Base)) {
+    let base = found.kvs.iter().map(|kv| Item::Base(Version::of(kv)));
+    for item in core::iter::once(meta).chain(base) {
         restore.push(item).map_err(|error| error.to_string())?;
     }
     restore.finish().map_err(|error| error.to_string())

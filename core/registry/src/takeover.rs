@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use bytes::Bytes;
 use knarr_api::Catalog;
-use knarr_mvcc::{Item, KeyRange, KeyValue, Keyspace, LeaseId, Meta, Revision};
+use knarr_mvcc::{Item, KeyRange, KeyValue, Keyspace, LeaseId, Meta, Revision, Version};
 use knarr_schema::Schema;
 
 use crate::stored::{Stored, canonical, note_of_a_server};
@@ -117,7 +117,7 @@ impl Takeover {
         let used: BTreeSet<LeaseId> = base.values().map(|kv| kv.lease).collect();
         let leases = from.leases().filter(|lease| used.contains(&lease.id));
         let leases = leases.map(|l| Item::Lease { id: l.id, ttl_secs: l.ttl_secs });
-        let base = base.into_values().map(Item::Base);
+        let base = base.values().map(|kv| Item::Base(Version::of(kv)));
         core::iter::once(Item::Meta(meta)).chain(leases).chain(base).collect()
     }
 }

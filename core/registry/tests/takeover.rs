@@ -6,7 +6,7 @@ mod world;
 
 use bytes::Bytes;
 use knarr_api::Catalog;
-use knarr_mvcc::{Item, KeyRange, KeyValue, Keyspace, LeaseId, Restore, Revision};
+use knarr_mvcc::{Item, KeyRange, KeyValue, Keyspace, LeaseId, Restore, Revision, Version};
 use knarr_registry::{Takeover, Tally, Unreadable, canonical, everything};
 use knarr_schema::{Envelope, Schema};
 use serde_json::{Value, json};
@@ -137,7 +137,8 @@ fn keyspace(kvs: Vec<KeyValue>) -> Keyspace {
     let revision = kvs.iter().map(|kv| kv.mod_revision).max().unwrap();
     let meta = knarr_mvcc::Meta { index: 9, revision, compacted: Revision(0), floor: revision };
     let leases = [LeaseId(5), LeaseId(6)].map(|id| Item::Lease { id, ttl_secs: 60 });
-    restored([Item::Meta(meta)].into_iter().chain(leases).chain(kvs.into_iter().map(Item::Base)))
+    let base = kvs.iter().map(|kv| Item::Base(Version::of(kv)));
+    restored([Item::Meta(meta)].into_iter().chain(leases).chain(base))
 }
 
 fn restored(items: impl IntoIterator<Item = Item>) -> Keyspace {

@@ -228,7 +228,10 @@ impl Engine {
         if over(limit) && self.archive.as_ref().is_some_and(unwritten) {
             return Some(Aside::Archive);
         }
-        over(limit + keyspace.live_bytes() / 2).then_some(Aside::Checkpoint)
+        // Half as much as the state, of a large one a quarter: a start reads as much of the log.
+        let live = keyspace.live_bytes();
+        let held = (live / 4).max(self.config.checkpoint_bytes.min(live / 2));
+        over(limit + held).then_some(Aside::Checkpoint)
     }
 
     /// Whether there is room for a batch, asked of a disk that had none.

@@ -14,7 +14,7 @@
 //! * `disk`, `clock`, `spawn` – the seams; `sim` – their simulated halves, for the tests of every
 //!   crate.
 //! * `record` – file headers and records as bytes; `append` – a file that grows, past the page
-//!   cache, `ahead` – files that are read; `log` – segments; `items` – a state read in steps;
+//!   cache, `ahead` – what a start reads; `log` – segments; `items` – a state read in steps;
 //!   `checkpoint` – one on disk; `recovery` – what a start makes of them; `archive` – history that
 //!   memory let go; `past` – the two read as one.
 //! * `engine` – the above as one deterministic machine; `queue`, `writer` – what drives it;

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, RwLock};
 
 use knarr_mvcc::{
-    Event, EventBatch, Item, KeyRange, KeyValue, Keyspace, Mark, Meta, Revision, Undo,
+    Event, EventBatch, Item, KeyRange, KeyValue, Keyspace, Mark, Meta, Revision, Undo, Version,
 };
 
 use crate::archive::{Access, Archive, BEGINNING};
@@ -121,7 +121,7 @@ impl Past {
         let beside: Vec<Item> = keyspace.snapshot().filter(beside).collect();
         drop(keyspace);
         let mark = state.wall_ms.map(|wall_ms| Item::Mark(Mark { revision: at, wall_ms }));
-        let base = state.kvs.into_iter().map(Item::Base);
+        let base = state.kvs.iter().map(|kv| Item::Base(Version::of(kv)));
         Ok([Item::Meta(meta)].into_iter().chain(beside).chain(mark).chain(base).collect())
     }
 

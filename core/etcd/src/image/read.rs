@@ -90,7 +90,7 @@ fn versions(
             let revision = at.revision;
             changes.push((revision, Item::Change { revision, key, new }));
         } else if let Some(kv) = new {
-            base.insert(key, Item::Base(kv));
+            base.insert(key, Item::Base(knarr_mvcc::Version::of(&kv)));
         } else {
             base.remove(&key);
         }

@@ -15,7 +15,7 @@ use knarr_etcdpb::etcdserverpb::kv_client::KvClient;
 use knarr_etcdpb::etcdserverpb::watch_client::WatchClient;
 use knarr_etcdpb::etcdserverpb::watch_request::RequestUnion;
 use knarr_etcdpb::{etcdserverpb as pb, mvccpb};
-use knarr_mvcc::{Item, KeyRange, KeyValue, Keyspace, Meta, Refusal, Restore, Revision};
+use knarr_mvcc::{Item, KeyRange, KeyValue, Keyspace, Meta, Refusal, Restore, Revision, Version};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tonic::metadata::MetadataValue;
@@ -247,7 +247,7 @@ async fn load_once(
         }
         let last = answer.kvs.last().map(|kv| kv.key.clone());
         for kv in answer.kvs.into_iter().filter_map(|kv| scope.key_value(kv)) {
-            push(&mut restore, Item::Base(kv))?;
+            push(&mut restore, Item::Base(Version::of(&kv)))?;
         }
         match last.filter(|_| answer.more) {
             Some(last) => page.key = [&last[..], b"\0"].concat().into(),
