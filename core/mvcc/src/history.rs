@@ -222,6 +222,17 @@ impl History {
         wanted && held.all(|held| oldest.revision <= *held)
     }
 
+    /// The floor that a budget would leave, if nobody read what is below it.
+    pub(crate) fn floor_within(&self, budget: usize) -> Revision {
+        let mut bytes = 0;
+        let is_beyond = |change: &&Change| {
+            bytes += change.weight();
+            bytes > budget
+        };
+        let beyond = self.changes.iter().rev().find(is_beyond);
+        beyond.map_or(self.floor, |change| change.revision.min(self.hold).max(self.floor))
+    }
+
     pub(crate) fn pop(&mut self, wanted: Revision, budget: usize) -> Option<Change> {
         let change = self.due(wanted, budget).then(|| self.changes.pop_front())??;
         self.bytes -= change.weight();

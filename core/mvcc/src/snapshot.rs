@@ -112,14 +112,14 @@ pub enum RestoreError {
 impl Keyspace {
     /// The state as items. Cheap handles only: values are shared, not copied.
     pub fn snapshot(&self) -> impl Iterator<Item = Item> + '_ {
-        let mut walk = self.walk();
+        let mut walk = self.walk(self.floor());
         core::iter::from_fn(move || self.walk_on(&mut walk)).flatten()
     }
 
-    /// Begins a snapshot that is taken in pieces. The history is held where it begins until
-    /// [`Keyspace::end_walk`].
-    pub fn begin_walk(&mut self) -> Walk {
-        let walk = self.walk();
+    /// Begins a snapshot that is taken in pieces, with `budget` bytes of history and what must not
+    /// be forgotten yet. The history is held where that begins until [`Keyspace::end_walk`].
+    pub fn begin_walk(&mut self, budget: usize) -> Walk {
+        let walk = self.walk(self.history.floor_within(budget));
         self.history.enter(walk.meta.floor);
         walk
     }
@@ -135,8 +135,8 @@ impl Keyspace {
         Meta { index, revision, compacted: self.compacted, floor: self.floor() }
     }
 
-    fn walk(&self) -> Walk {
-        let meta = self.meta();
+    fn walk(&self, floor: Revision) -> Walk {
+        let meta = Meta { floor, ..self.meta() };
         let leases = self.leases().map(|l| Item::Lease { id: l.id, ttl_secs: l.ttl_secs });
         let version = self.settings.version();
         let settings = self

@@ -91,7 +91,8 @@ enum Step {
     Compact(u64),
     Trim(usize),
     Forget(usize, usize),
-    Restart,
+    /// With so many bytes of history, and that above a revision in any case.
+    Restart(usize, u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -100,15 +101,19 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..20u64).prop_map(Step::Compact),
         1 => (0..4000usize).prop_map(Step::Trim),
         1 => (0..4000usize, 0..5usize).prop_map(|(budget, limit)| Step::Forget(budget, limit)),
-        1 => Just(Step::Restart),
+        2 => (0..1000usize, 0..10u64).prop_map(|(budget, hold)| Step::Restart(budget, hold)),
     ]
 }
 
-fn restart(keyspace: &Keyspace) -> Keyspace {
+fn restart(keyspace: &mut Keyspace, budget: usize) -> Keyspace {
     let mut restore = Restore::new();
-    for item in keyspace.snapshot() {
-        restore.push(Item::decode(&item.encode()).unwrap()).unwrap();
+    let mut walk = keyspace.begin_walk(budget);
+    while let Some(items) = keyspace.walk_on(&mut walk) {
+        for item in items {
+            restore.push(Item::decode(&item.encode()).unwrap()).unwrap();
+        }
     }
+    keyspace.end_walk(&walk);
     restore.finish().unwrap()
 }
 
@@ -176,7 +181,16 @@ proptest! {
                     prop_assert!(more || keyspace.history_bytes() <= budget);
                     prop_assert!(limit == 0 || !more || keyspace.history_bytes() < before);
                 }
-                Step::Restart => keyspace = restart(&keyspace),
+                Step::Restart(budget, hold) => {
+                    let before = keyspace.floor();
+                    keyspace.hold(Revision(hold));
+                    let restarted = restart(&mut keyspace, budget);
+                    let floor = restarted.floor();
+                    prop_assert!(floor >= before && floor <= Revision(hold).max(before));
+                    let held = floor.0 >= hold;
+                    prop_assert!(held || restarted.history_bytes() <= budget);
+                    keyspace = restarted;
+                }
             }
             same(&keyspace, &model);
         }

@@ -13,6 +13,7 @@ use crate::checkpoint::CheckpointJob;
 use crate::config::StoreConfig;
 use crate::disk::Disk;
 use crate::error::{BackupError, RestoreError};
+use crate::items::Items;
 use crate::log::Log;
 use crate::pace::{Pace, Tempo};
 use crate::recovery::recover;
@@ -134,9 +135,9 @@ fn write(
     config: &StoreConfig,
     state: &Arc<RwLock<Keyspace>>,
 ) -> io::Result<()> {
-    let (pace, state) = (Pace::default(), state.clone());
+    let (pace, items) = (Pace::default(), Items::new(state.clone(), config.history_bytes));
     pace.set(Tempo::Hurried);
-    let index = CheckpointJob::new(disk.clone(), config.identity, 1, state, pace).run()?;
+    let index = CheckpointJob::new(disk.clone(), config.identity, 1, items, pace).run()?;
     let segment_bytes = config.segment_bytes as u64;
     Log::create(disk.clone(), config.identity, segment_bytes, index + 1).map(drop)
 }

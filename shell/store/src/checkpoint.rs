@@ -8,7 +8,7 @@
 //! [`Items`] does.
 
 use std::io;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 use knarr_mvcc::{Item, Keyspace, Restore};
@@ -55,10 +55,10 @@ impl CheckpointJob {
         disk: Arc<dyn Disk>,
         identity: Identity,
         term: u64,
-        keyspace: Arc<RwLock<Keyspace>>,
+        items: Items,
         pace: Pace,
     ) -> Self {
-        Self { disk, identity, term, items: Items::new(keyspace), pace }
+        Self { disk, identity, term, items, pace }
     }
 
     /// Writes the file and makes it durable; the index it stands for.

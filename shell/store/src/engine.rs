@@ -11,6 +11,7 @@ use crate::checkpoint::{CheckpointJob, checkpoint_name, parse_checkpoint};
 use crate::config::{Identity, StoreConfig};
 use crate::disk::Disk;
 use crate::error::{OpenError, StoreError};
+use crate::items::Items;
 use crate::log::{Log, Segment, SegmentJob};
 use crate::pace::{Pace, Tempo};
 use crate::past::Past;
@@ -268,9 +269,9 @@ impl Engine {
             return None;
         }
         let disk = self.log.disk.clone();
-        let keyspace = self.keyspace.clone();
+        let items = Items::new(self.keyspace.clone(), self.config.history_bytes);
         let (log, pace) = (&self.log, self.pace.clone());
-        let job = CheckpointJob::new(disk, log.identity, log.term, keyspace, pace);
+        let job = CheckpointJob::new(disk, log.identity, log.term, items, pace);
         self.checkpoint = Checkpoint::Running(self.log_bytes);
         Some(job)
     }

@@ -18,8 +18,9 @@ pub struct Items {
 }
 
 impl Items {
-    pub(crate) fn new(keyspace: Arc<RwLock<Keyspace>>) -> Self {
-        let walk = write_lock(&keyspace).begin_walk();
+    /// With so many bytes of history.
+    pub(crate) fn new(keyspace: Arc<RwLock<Keyspace>>, history_bytes: usize) -> Self {
+        let walk = write_lock(&keyspace).begin_walk(history_bytes);
         Self { keyspace, walk, read: vec::IntoIter::default() }
     }
 

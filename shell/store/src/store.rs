@@ -253,7 +253,7 @@ impl Store {
 
     /// The state as it is, to be read in steps while writes go on.
     pub fn items(&self) -> Items {
-        Items::new(self.shared.keyspace.clone())
+        Items::new(self.shared.keyspace.clone(), usize::MAX)
     }
 
     /// A snapshot in etcd's format of the state as it is. Takes time for a large state.
