@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Instant;
 
 /// How much is written between two rests, in bytes; more in a hurry.
-const PIECE: usize = 64 << 10;
+const PIECE: usize = 32 << 10;
 const LARGE_PIECE: usize = 256 << 10;
 /// How much is sent to the disk before it is made durable, in bytes: a file that grows costs three
 /// writes a sync.
