@@ -5,16 +5,17 @@
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use crate::disk::Aligned;
 
-/// A thread that reads the next piece while the last one is taken in.
+/// A thread that reads the next piece while the last one is taken in. It ends with this.
 #[derive(Debug)]
 pub(crate) struct Ahead {
-    read: Receiver<io::Result<Aligned>>,
-    taken: Sender<Aligned>,
+    /// Pieces that were read, and those that were taken in.
+    ends: Option<(Receiver<io::Result<Aligned>>, Sender<Aligned>)>,
     piece: Option<Aligned>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Ahead {
@@ -33,17 +34,29 @@ impl Ahead {
                 }
             }
         };
-        thread::Builder::new().name("knarr-read".into()).spawn(work)?;
-        Ok(Self { read: pieces, taken, piece: None })
+        let thread = thread::Builder::new().name("knarr-read".into()).spawn(work)?;
+        Ok(Self { ends: Some((pieces, taken)), piece: None, thread: Some(thread) })
     }
 
     /// The next piece, if there is one; the one before is taken in then.
     pub(crate) fn next(&mut self) -> io::Result<Option<&[u8]>> {
+        let Some((pieces, taken)) = &self.ends else { return Ok(None) };
         if let Some(piece) = self.piece.take() {
             // At the end nobody reads any more.
-            let _ = self.taken.send(piece);
+            let _ = taken.send(piece);
         }
-        self.piece = self.read.recv().ok().transpose()?;
+        self.piece = pieces.recv().ok().transpose()?;
         Ok(self.piece.as_ref().map(Aligned::bytes))
+    }
+}
+
+/// What it reads is let go of, and with that the lock on a directory.
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.ends = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic was told where it happened.
+            let _ = thread.join();
+        }
     }
 }

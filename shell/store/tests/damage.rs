@@ -105,6 +105,19 @@ fn the_error_names_file_and_offset() {
     );
 }
 
+/// Whoever looks again, as when the damage is undone, is not told that somebody else is there.
+#[test]
+fn a_refused_start_holds_nothing() {
+    let (disk, _) = filled();
+    let first = disk.list().unwrap().into_iter().find(|name| name.starts_with("log-")).unwrap();
+    disk.flip(&first, 70, 1);
+    for _ in 0..20 {
+        let disk = Arc::new(disk.clone());
+        Engine::open(disk.clone(), config()).unwrap_err();
+        assert_eq!(Arc::strong_count(&disk), 1);
+    }
+}
+
 /// All but the last segment: a log without its end looks like a shorter log.
 #[test]
 fn a_missing_file_is_refused() {
