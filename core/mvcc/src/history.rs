@@ -267,6 +267,10 @@ impl History {
         self.hold = revision;
     }
 
+    pub(crate) fn is_at_hold(&self) -> bool {
+        self.floor >= self.hold
+    }
+
     pub(crate) fn enter(&mut self, reader: Revision) {
         self.readers.push(reader);
     }

@@ -320,6 +320,11 @@ impl Keyspace {
         self.history.hold(revision);
     }
 
+    /// Whether all is forgotten that is not held by [`Keyspace::hold`].
+    pub fn is_at_hold(&self) -> bool {
+        self.history.is_at_hold()
+    }
+
     fn grant(&mut self, id: LeaseId, ttl_secs: i64, now: u64) -> Outcome {
         if ttl_secs > MAX_LEASE_TTL_SECS {
             return Err(Refusal::LeaseTtlTooLarge);

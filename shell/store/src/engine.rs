@@ -225,8 +225,8 @@ impl Engine {
         let keyspace = read_lock(&self.keyspace);
         let limit = HISTORY_LIMIT * self.config.history_bytes;
         let over = |limit| keyspace.history_bytes() > limit;
-        let unwritten = |archive: &Arc<Archive>| keyspace.floor() >= archive.end();
-        if over(limit) && self.archive.as_ref().is_some_and(unwritten) {
+        // Also what was written, and was not said to be: that may come behind many writes.
+        if over(limit) && keyspace.is_at_hold() {
             return Some(Aside::Archive);
         }
         // Half as much as the state, of a large one a quarter: a start reads as much of the log.
