@@ -134,9 +134,6 @@ impl Archive {
         let len = self.disk.open(&volume_name(first)).and_then(|file| file.len());
         let len = len.map_err(|error| PastError::io(&volume_name(first), &error))?;
         let mut reader = self.reader(Volume { after, begins: None, len })?;
-        if last.is_none() {
-            reader.file.sparsely();
-        }
         reader.check_header(self.identity)?;
         let begins = reader.chunk().ok().flatten().and_then(|chunk| chunk.began(after));
         reader.offset = FILE_HEADER as u64;

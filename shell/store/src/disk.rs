@@ -7,8 +7,8 @@ use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    Advice, AtFlags, FallocateFlags, FlockOperation, OFlags, StatxFlags, fadvise, fallocate,
-    fcntl_getfl, fcntl_setfl, flock, statx,
+    AtFlags, FallocateFlags, FlockOperation, OFlags, StatxFlags, fallocate, fcntl_getfl,
+    fcntl_setfl, flock, statx,
 };
 use rustix::io::Errno;
 
@@ -48,8 +48,6 @@ pub trait DiskFile: Debug + Send {
     fn direct(&mut self) -> io::Result<usize> {
         Ok(1)
     }
-    /// Reads will be small and far from each other: nothing around them is wanted.
-    fn sparsely(&self) {}
     /// Makes the file `len` bytes of allocated zeros, so that later writes need no new space and
     /// their sync no metadata.
     fn preallocate(&mut self, len: u64) -> io::Result<()>;
@@ -285,11 +283,6 @@ impl DiskFile for RealFile {
             self.is_direct = true;
         }
         Ok(if self.is_direct { BLOCK } else { 1 })
-    }
-
-    fn sparsely(&self) {
-        // It only saves time.
-        let _ = fadvise(&self.file, 0, None, Advice::Random);
     }
 
     fn preallocate(&mut self, len: u64) -> io::Result<()> {

@@ -215,10 +215,6 @@ impl DiskFile for MeasuredFile {
         self.file.direct()
     }
 
-    fn sparsely(&self) {
-        self.file.sparsely();
-    }
-
     fn preallocate(&mut self, len: u64) -> io::Result<()> {
         self.file.preallocate(len)
     }

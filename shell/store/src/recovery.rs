@@ -344,8 +344,7 @@ fn judge_tail(tail: &[u8], expected: u64, place: Place) -> Result<Torn, &'static
 
 /// The bytes of segments, one after the other.
 fn read_ahead(disk: Arc<dyn Disk>, segments: &[u64]) -> io::Result<Ahead> {
-    let mut names =
-        segments.iter().map(|&first| segment_name(first)).collect::<Vec<_>>().into_iter();
+    let mut names = Vec::from(segments).into_iter().map(segment_name);
     Ahead::begin(move |bytes| {
         let name = names.next()?;
         let mut read = || {
